@@ -55,6 +55,18 @@ STALE := $(shell made=$$(cat "$(VENV)/.made-by" 2>/dev/null) \
 	&& { [ -z "$(PYTHON)" ] || [ "$$made" = "$$("$(PYTHON)" -c '$(IDENTITY)' 2>/dev/null)" ]; } \
 	|| echo stale)
 
+# Two terminals may start at once (`make run` and `make test`), so whoever installs holds a lock:
+# the file is inherited by the make below it, and free again when that has ended, however it ends.
+LOCK = import fcntl, os, sys; lock = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR); \
+	fcntl.flock(lock, fcntl.LOCK_EX); os.set_inheritable(lock, True); os.execvp(sys.argv[2], sys.argv[2:])
+
+ifndef LOCKED
+
+$(VENV)/.run-stamp $(VENV)/.dev-stamp: pyproject.toml Makefile $(if $(STALE),FORCE)
+	@$(FIND); exec "$$found" -c '$(LOCK)' "$(VENV).lock" $(MAKE) --no-print-directory LOCKED=yes $@
+
+else
+
 $(VENV)/.made-by: $(if $(STALE),FORCE)
 	@$(FIND); \
 	echo "Making $(VENV) with $$found" >&2; \
@@ -71,6 +83,8 @@ $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	@echo "Installing what the tests and linters need (once)" >&2
 	@$(PIP) install --editable '.[sqlite]' --group dev
 	@touch "$@"
+
+endif
 
 .PHONY: FORCE
 FORCE:
@@ -126,7 +140,7 @@ print-python: ## print the Python that the environment would be made with
 
 .PHONY: clean
 clean: ## remove the environments, caches and build results
-	rm -rf .venv .venv-* .benchmarks .coverage .coverage.* .hypothesis .import_linter_cache \
+	rm -rf .venv .venv.lock .venv-* .benchmarks .coverage .coverage.* .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache build dist htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
