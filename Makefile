@@ -105,7 +105,7 @@ setup: $(VENV)/.dev-stamp ## make .venv with everything in it, and nothing else
 lint: $(VENV)/.dev-stamp ## check style, formatting and the direction of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 .PHONY: format
 format: $(VENV)/.dev-stamp ## mend style and formatting
