@@ -1,0 +1,143 @@
+"""What to run: checked, classified and named.
+
+Rules of this file: every check answers at the call that registers the work, with the mend
+in its message; a coroutine that is refused is closed, so that Python never warns of it as
+"never awaited"; the common case (a plain ``async def``) costs two attribute reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import enum
+import functools
+import inspect
+from collections.abc import Coroutine
+from types import CodeType, CoroutineType, FunctionType, MethodType
+from typing import Any
+
+__all__ = ["Kind", "check_awaitable", "check_callable", "close_refused", "name_of", "site_of"]
+
+_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+class Kind(enum.Enum):
+    """How a piece of work is run."""
+
+    ASYNC = "async"  # called on the loop, awaited
+    SYNC = "sync"  # called in a thread
+    AWAITABLE = "awaitable"  # awaited, once
+
+
+def check_callable(func: object) -> Kind:
+    """Say how `func` is to be run, or refuse it.
+
+    Raises:
+        TypeError: It is a coroutine object, a generator function, or no callable at all.
+    """
+    if type(func) is FunctionType:
+        flags = func.__code__.co_flags
+        if flags & _COROUTINE:
+            return Kind.ASYNC
+        if not flags & _GENERATOR:  # markcoroutinefunction() leaves no flag
+            return Kind.ASYNC if inspect.iscoroutinefunction(func) else Kind.SYNC
+    return _classify(func)
+
+
+def _classify(func: object) -> Kind:
+    bare = func
+    while isinstance(bare, functools.partial | MethodType):
+        bare = bare.func if isinstance(bare, functools.partial) else bare.__func__  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # any callable
+    called = bare if isinstance(bare, FunctionType | type) else getattr(type(bare), "__call__", bare)
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
+        message = (
+            f"{name_of(func)} is a generator function: calling it runs nothing. "
+            "Defer an `async def` without `yield`, or a function that consumes the generator"
+        )
+        raise TypeError(message)
+    if callable(func):
+        if isinstance(func, type):
+            return Kind.SYNC
+        return Kind.ASYNC if inspect.iscoroutinefunction(bare) or inspect.iscoroutinefunction(called) else Kind.SYNC
+    close_refused(func)
+    if inspect.isawaitable(func):
+        message = (
+            f"defer() takes a function and its arguments, not {_article(func)}: write "
+            f"`defer({_called_name(func)}, ...)` without calling it, or hand it to `wait_until(...)`, "
+            "which starts it now"
+        )
+    else:
+        message = f"defer() takes a function and its arguments, not {_article(func)}: {_shorten(func)}"
+    raise TypeError(message)
+
+
+def check_awaitable(awaitable: object) -> None:
+    """Refuse what `wait_until` cannot keep alive.
+
+    Raises:
+        TypeError: It is not awaitable; the message says what to write instead.
+        ValueError: It is a coroutine that already runs or has been awaited.
+    """
+    if isinstance(awaitable, CoroutineType):
+        if awaitable.cr_frame is None or awaitable.cr_running or awaitable.cr_await is not None:
+            message = (
+                f"the coroutine {_called_name(awaitable)} has been started already and can be awaited only once: "
+                "pass a fresh one, or wrap it in a task and share that"
+            )
+            raise ValueError(message)
+        return
+    if inspect.isawaitable(awaitable):
+        return
+    close_refused(awaitable)
+    hint = "pass something that can be awaited, such as the coroutine that an `async def` returns"
+    if isinstance(awaitable, concurrent.futures.Future):
+        hint = "wrap it: `wait_until(asyncio.wrap_future(future))`"
+    elif inspect.isasyncgen(awaitable) or inspect.isgenerator(awaitable):
+        hint = "a generator is not awaitable: consume it in an `async def` and pass that one's coroutine"
+    elif callable(awaitable):
+        name = name_of(awaitable)
+        hint = f"it was not called: write `wait_until({name}(...))`, or `defer({name}, ...)` to start it after the response"
+    message = f"wait_until() takes an awaitable, not {_article(awaitable)} ({_shorten(awaitable)}): {hint}"
+    raise TypeError(message)
+
+
+def close_refused(work: object) -> None:
+    """Close a coroutine that was not accepted; leave everything else alone."""
+    if isinstance(work, CoroutineType) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+        work.close()
+
+
+def name_of(work: Any) -> str:  # noqa: ANN401  # names anything
+    """Return the name that logs show for `work`: the qualified name of the innermost function."""
+    while isinstance(work, functools.partial):
+        work = work.func  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # any callable
+    if isinstance(work, asyncio.Task):
+        coroutine: Coroutine[Any, Any, Any] | Any = work.get_coro()
+        return name_of(coroutine)
+    name = getattr(work, "__qualname__", None)
+    if not isinstance(name, str):
+        name = type(work).__qualname__
+    return name.replace("<locals>.", "")
+
+
+def site_of(code: CodeType | None, line: int) -> str:
+    """Return ``file:line`` of the place that registered a task."""
+    return f"{code.co_filename}:{line}" if code is not None else "unknown"
+
+
+def _article(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _called_name(awaitable: object) -> str:
+    return name_of(awaitable) if inspect.iscoroutine(awaitable) else "func"
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001  # a broken repr must not hide the real message
+        return f"its repr raised {type(error).__name__}"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,110 @@
+"""Wait for work; at the deadline cancel it; after the grace period abandon it.
+
+A `Drain` watches a set of live tasks: a whole supervisor's, or one context's. It is told of
+every task that settles (`note`), so that its report is complete whatever the order of
+events, and it bounds itself: no server does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Set
+from typing import Any
+
+from deferred._events import DrainReport, Outcome, TaskState, UnfinishedTask
+from deferred._task import TaskHandle, running_task
+
+__all__ = ["Drain"]
+
+Cancel = Callable[[TaskHandle[Any], Outcome], bool]
+Settle = Callable[[TaskHandle[Any], TaskState, Outcome], None]
+
+_CUT = frozenset({Outcome.CANCELLED_BY_DRAIN, Outcome.EXHAUSTED_DEADLINE})
+
+
+class Drain:
+    """One wait for a set of tasks. Lives from the call of ``drain()`` to its report.
+
+    Args:
+        live: The set that tasks leave when they settle; read, never changed.
+        timeout: Seconds until what is left is cancelled.
+        grace: Seconds between that and abandonment.
+    """
+
+    def __init__(self, live: Set[TaskHandle[Any]], timeout: float, grace: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._live = live
+        self._me = running_task.get(None)  # a task that drains its own context must not wait for itself
+        self._grace = grace
+        self._idle: asyncio.Future[None] | None = None
+        self.started = self._loop.time()
+        self.deadline = self.started + timeout
+        self.finished = 0
+        self.failed = 0
+        self.cancelled: list[UnfinishedTask] = []
+        self.abandoned: list[UnfinishedTask] = []
+
+    def unfinished(self) -> list[TaskHandle[Any]]:
+        """Return the tasks that this drain still waits for, the oldest first."""
+        return sorted((task for task in tuple(self._live) if task is not self._me), key=lambda task: task._created)
+
+    def note(self, task: TaskHandle[Any]) -> None:
+        """Count a task of the live set that has just reached its terminal state."""
+        if task not in self._live:
+            return
+        if task._state is TaskState.SUCCEEDED:
+            self.finished += 1
+        elif task._state is TaskState.FAILED:
+            self.failed += 1
+        elif task._state is TaskState.ABANDONED:
+            self.abandoned.append(self._record(task))
+        elif task._outcome in _CUT:
+            self.cancelled.append(self._record(task))
+
+    def check(self) -> None:
+        """Wake up if nothing is left; called when a task has left the live set."""
+        idle = self._idle
+        if idle is not None and not idle.done() and len(self._live) <= (self._me in self._live):
+            idle.set_result(None)
+
+    async def run(self, cancel: Cancel, settle: Settle) -> None:
+        """Wait, cancel, abandon. When it is itself cancelled: abandon at once, and re-raise."""
+        try:
+            if not await self._wait(self.deadline):
+                self._cut(cancel)
+                if not await self._wait(self.deadline + self._grace):
+                    self._cut(cancel)  # what came in during the grace period and never started
+        finally:
+            for task in self.unfinished():
+                settle(task, TaskState.ABANDONED, Outcome.ABANDONED)
+
+    def report(self) -> DrainReport:
+        """Return what was achieved so far."""
+        return DrainReport(self.finished, self.failed, tuple(self.cancelled), tuple(self.abandoned))
+
+    def skip_waits(self) -> None:
+        """Cut every wait between attempts that cannot end before the deadline."""
+        for task in self.unfinished():
+            if task._backoff is not None and not task._backoff.done() and task._retry_at >= self.deadline:
+                task._backoff.set_result(False)
+
+    def _cut(self, cancel: Cancel) -> None:
+        for task in self.unfinished():
+            cancel(task, Outcome.CANCELLED_BY_DRAIN)
+
+    async def _wait(self, until: float) -> bool:
+        """Wait until nothing is left, at most until this time of the loop's clock."""
+        try:
+            async with asyncio.timeout_at(until):
+                while self.unfinished():
+                    self._idle = self._loop.create_future()
+                    await self._idle
+        except TimeoutError:
+            return not self.unfinished()
+        finally:
+            self._idle = None
+        return True
+
+    def _record(self, task: TaskHandle[Any]) -> UnfinishedTask:
+        age = max(0.0, self._loop.time() - task._created)
+        return UnfinishedTask(task.id, task.name, age, task._attempts, task.label, task.site)

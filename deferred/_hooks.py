@@ -1,0 +1,134 @@
+"""Tell listeners what happened; contain whatever they do.
+
+Rules of this file: a hook takes one event and can break nothing: what it raises is logged,
+with the task's own error as its cause; what it returns, if awaitable, runs in a task of its
+own for at most `limit` seconds. A hook with an ``events`` attribute (a tuple of event
+classes) is told only these. Hooks run on the event loop, in the order they were given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Iterable
+from typing import Any
+
+from deferred._events import (
+    ContextClosed,
+    ContextOpened,
+    ContextSettled,
+    Event,
+    StepFinished,
+    TaskDeferred,
+    TaskFailed,
+    TaskStarted,
+    TaskSucceeded,
+)
+
+__all__ = ["Hooks"]
+
+logger = logging.getLogger("deferred")
+
+_Listeners = tuple[Any, ...]
+
+
+class Hooks:
+    """The listeners of one supervisor, sorted by what they listen to. Lives as long as it.
+
+    The attributes that the hot path reads are tuples, empty where nobody listens: an event
+    nobody wants is never made.
+    """
+
+    __slots__ = (
+        "_hooks",
+        "_tasks",
+        "closed",
+        "deferred",
+        "limit",
+        "opened",
+        "settled",
+        "started",
+        "step",
+        "succeeded",
+    )
+
+    def __init__(self, hooks: Iterable[Any], limit: float) -> None:
+        self._hooks = tuple(hooks)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.limit = limit
+        self._sort()
+
+    def _sort(self) -> None:
+        self.opened = self.listeners(ContextOpened)
+        self.closed = self.listeners(ContextClosed)
+        self.settled = self.listeners(ContextSettled)
+        self.step = self.listeners(StepFinished)
+        self.deferred = self.listeners(TaskDeferred)
+        self.started = self.listeners(TaskStarted)
+        self.succeeded = self.listeners(TaskSucceeded)
+
+    def add(self, hook: object) -> None:
+        """Add a listener; it is told what happens from now on."""
+        self._hooks = (*self._hooks, hook)
+        self._sort()
+
+    def remove(self, hook: object) -> None:
+        """Remove a listener; one that is not there is ignored."""
+        self._hooks = tuple(known for known in self._hooks if known != hook)
+        self._sort()
+
+    def listeners(self, kind: type[Event]) -> _Listeners:
+        """Return the hooks that want events of this class."""
+        return tuple(hook for hook in self._hooks if issubclass(kind, getattr(hook, "events", Event)))
+
+    def emit(self, event: Event, extra: _Listeners = ()) -> None:
+        """Tell every listener of this event, then those in `extra`."""
+        for hook in (*self.listeners(type(event)), *extra):
+            self.tell(hook, event)
+
+    def tell(self, hook: Any, event: Event) -> None:  # noqa: ANN401  # a hook may be any callable
+        """Tell one listener, and contain what it does."""
+        try:
+            answer = hook(event)
+            if answer is None or not inspect.isawaitable(answer):
+                return
+            task = asyncio.get_running_loop().create_task(self._finish(hook, event, answer))
+        except BaseException as error:  # noqa: BLE001  # a hook breaks nothing, SystemExit included
+            _log(hook, event, error)
+        else:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, hook: object, event: Event, answer: Awaitable[object]) -> None:
+        limit = asyncio.timeout(self.limit)
+        try:
+            async with limit:
+                await answer
+        except BaseException as error:  # noqa: BLE001  # as above; a hook's CancelledError is its own affair
+            if limit.expired():
+                kind = type(event).__name__
+                logger.error("hook %r did not finish within %g s on %s; it was cancelled", hook, self.limit, kind)  # noqa: TRY400  # the traceback would be ours
+            else:
+                _log(hook, event, error)
+
+    async def finish(self, grace: float) -> None:
+        """Wait for asynchronous hooks that still run; each has its own limit, all have `grace` more."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=self.limit + grace)
+            for task in late:
+                logger.error("a hook ignores its cancellation and is left behind: %r", task.get_coro())
+                task.cancel()
+
+
+def _blame(event: Event, error: BaseException) -> None:
+    original = getattr(event, "error", None)
+    if isinstance(original, BaseException) and original is not error and error.__cause__ is None:
+        error.__cause__ = original
+
+
+def _log(hook: object, event: Event, error: BaseException) -> None:
+    _blame(event, error)
+    kind = type(event).__name__
+    task = f" of task {event.task.name!r}" if isinstance(event, TaskFailed) else ""
+    logger.error("hook %r failed on %s%s; it is contained", hook, kind, task, exc_info=error)

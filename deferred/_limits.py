@@ -1,0 +1,151 @@
+"""How many tasks run, and who is next.
+
+Rules of this file: a slot is taken by `Slots.take` and given back by `Slots.give`, once
+each, both on the event loop; those who wait are served first come, first served within
+their context, and in turn between contexts, so that one request cannot starve the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from deferred._task import TERMINAL, TaskHandle
+
+__all__ = ["Limit", "Slots", "check_count"]
+
+
+def check_count(value: object, what: str) -> int:
+    """Return `value` as a whole number of at least 1.
+
+    Raises:
+        TypeError: It is no int.
+        ValueError: It is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        message = f"{what} must be a whole number, not {value!r}"
+        raise TypeError(message)
+    if value < 1:
+        message = f"{what} must be 1 or more, not {value}"
+        raise ValueError(message)
+    return value
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks of one name may run and wait at a time; None for no limit of their own.
+
+    Example:
+        >>> Limit(running=4, pending=100)
+        Limit(running=4, pending=100)
+    """
+
+    running: int | None = None
+    pending: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse counts below 1."""
+        for what, value in (("running", self.running), ("pending", self.pending)):
+            if value is not None:
+                check_count(value, f"Limit({what}=...)")
+
+
+class _Named:
+    """What is known of the tasks of one limited name."""
+
+    __slots__ = ("accepted", "limit", "parked", "running")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.accepted = 0  # not settled yet
+        self.running = 0
+        self.parked: deque[TaskHandle[Any]] = deque()  # next in turn, but for their name's limit
+
+    @property
+    def full(self) -> bool:
+        return self.limit.running is not None and self.running >= self.limit.running
+
+    @property
+    def crowded(self) -> bool:
+        return self.limit.pending is not None and self.accepted - self.running >= self.limit.pending
+
+
+class Slots:
+    """The running slots of one supervisor, and the queue for them. Lives as long as it."""
+
+    __slots__ = ("_named", "_queues", "busy", "max_running", "named")
+
+    def __init__(self, max_running: int, limits: Mapping[str, Limit]) -> None:
+        self.max_running = max_running
+        self.busy = 0
+        self._named = {name: _Named(limit) for name, limit in limits.items()}
+        self.named = bool(self._named)  # the hot path asks this first
+        self._queues: dict[int, deque[TaskHandle[Any]]] = {}  # by context, in the order of their turns
+
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody may be next."""
+        return bool(self._queues)
+
+    def crowded(self, name: str) -> bool:
+        """Say whether no further task of this name may wait."""
+        named = self._named.get(name)
+        return named is not None and named.crowded
+
+    def accept(self, task: TaskHandle[Any]) -> None:
+        """Count a task that was registered; only needed where names are limited."""
+        if (named := self._named.get(task.name)) is not None:
+            named.accepted += 1
+
+    def forget(self, task: TaskHandle[Any]) -> None:
+        """Take back `accept`: the task has settled."""
+        if (named := self._named.get(task.name)) is not None:
+            named.accepted -= 1
+
+    def take(self, task: TaskHandle[Any]) -> bool:
+        """Take a slot for `task`, or queue it and say no."""
+        if self._queues or self.busy >= self.max_running:
+            self._queues.setdefault(id(task._unit), deque()).append(task)
+            return False
+        return self._take(task)
+
+    def _take(self, task: TaskHandle[Any]) -> bool:
+        if self.named and (named := self._named.get(task.name)) is not None:
+            if named.full:
+                named.parked.append(task)
+                return False
+            named.running += 1
+        self.busy += 1
+        return True
+
+    def give(self, task: TaskHandle[Any]) -> None:
+        """Give the slot of `task` back."""
+        self.busy -= 1
+        if self.named and (named := self._named.get(task.name)) is not None:
+            named.running -= 1
+            self._unpark(named)
+
+    def _unpark(self, named: _Named) -> None:
+        """Give the next task of a limited name its turn again."""
+        while named.parked:
+            task = named.parked.popleft()
+            if task._state not in TERMINAL:
+                self._queues.setdefault(id(task._unit), deque()).appendleft(task)
+                return
+
+    def next(self) -> TaskHandle[Any] | None:
+        """Take a slot for whoever is next and return it; None when nobody can start now."""
+        while self._queues and self.busy < self.max_running:
+            turn, queue = next(iter(self._queues.items()))
+            del self._queues[turn]
+            task = queue.popleft()
+            if queue:
+                self._queues[turn] = queue  # to the end: the others' turn
+            if task._state in TERMINAL:  # cancelled while it waited: its turn is the next one's
+                if (named := self._named.get(task.name)) is not None:
+                    self._unpark(named)
+            elif self._take(task):
+                return task
+        return None

@@ -1,0 +1,294 @@
+"""One task, from its first attempt to its last.
+
+Rules of this file: nothing a task raises leaves it, `SystemExit` and `KeyboardInterrupt`
+included, because servers go down with an asyncio task that raises these; whatever happens,
+the task is settled, once; timeouts are `asyncio.timeout`, which keeps the work in its own
+asyncio task; every wait between attempts can be cut short by a drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
+from datetime import timedelta
+from functools import partial
+from typing import Any, Protocol
+
+from deferred._call import Kind
+from deferred._events import Outcome, TaskRetrying, TaskStarted, TaskState
+from deferred._hooks import Hooks
+from deferred._offload import shares_memory
+from deferred._retry import RetryPolicy, Verdict, seconds
+from deferred._task import Middleware, TaskHandle, running_task
+from deferred.exceptions import NonRetryableError
+
+__all__ = ["Runtime", "run_inline", "run_plain", "run_task"]
+
+logger = logging.getLogger("deferred")
+
+VERDICT_TIMEOUT = 5.0
+"""Seconds that an asynchronous retry predicate may take (the bound of Cloudflare Workflows)."""
+
+_ASYNC = Kind.ASYNC
+_RUNNING = TaskState.RUNNING
+_SUCCEEDED = TaskState.SUCCEEDED
+_OK = Outcome.SUCCEEDED
+
+
+class Runtime(Protocol):
+    """What running a task needs of its supervisor."""
+
+    hooks: Hooks
+    deadline: float | None
+
+    @property
+    def offload(self) -> Executor:
+        """Where synchronous functions run."""
+        ...
+
+    @property
+    def task_scope(self) -> Callable[..., AbstractAsyncContextManager[Any]] | None:
+        """What is entered around every attempt."""
+        ...
+
+    def now(self) -> float:
+        """Return the time of the loop's clock in seconds."""
+        ...
+
+    def settle(self, task: TaskHandle[Any], state: TaskState, outcome: Outcome, /) -> None:
+        """Bring `task` to its end."""
+        ...
+
+
+async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
+    """Run a task that is one plain coroutine: one attempt with nothing around it."""
+    running_task.set(task)
+    task._state = _RUNNING
+    task._attempts = 1
+    if runtime.hooks.started:
+        runtime.hooks.emit(TaskStarted(task, 1, at=runtime.now()))
+    try:
+        if task._kind is _ASYNC:
+            task._value = await task._work(*task._args, **task._kwargs)
+        else:
+            task._value = await task._work
+    except BaseException as error:  # noqa: BLE001  # the rule of this file
+        runtime.settle(task, *_ending(task, error))
+    else:
+        runtime.settle(task, _SUCCEEDED, _OK)
+
+
+async def run_task(task: TaskHandle[Any], runtime: Runtime) -> None:
+    """Run a task with all that its options ask for."""
+    running_task.set(task)
+    try:
+        ending = await _all_attempts(task, runtime)
+    except BaseException as error:  # noqa: BLE001  # the rule of this file
+        ending = _ending(task, error)
+    runtime.settle(task, *ending)
+
+
+async def run_inline(task: TaskHandle[Any], runtime: Runtime) -> None:
+    """Run a step inside the caller's own asyncio task, and raise what it raises."""
+    outer = running_task.set(task)
+    try:
+        ending = await _all_attempts(task, runtime)
+    except BaseException as error:
+        runtime.settle(task, *_ending(task, error))
+        raise
+    finally:
+        running_task.reset(outer)
+    runtime.settle(task, *ending)
+    if task._error is not None:
+        raise task._error
+
+
+async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> tuple[TaskState, Outcome]:
+    """Attempt within the policy's total time; return how it ended."""
+    task._state = _RUNNING
+    policy = task._options.retry
+    budget = None if policy is None or policy.timeout is None else runtime.now() + policy.timeout
+    total = asyncio.timeout_at(budget)
+    try:
+        async with total:
+            return await _until_done(task, runtime, budget)
+    except TimeoutError as error:
+        if not total.expired():
+            raise
+        task._error = _trimmed(error)
+        return TaskState.FAILED, Outcome.TIMED_OUT
+
+
+async def _until_done(
+    task: TaskHandle[Any], runtime: Runtime, budget: float | None
+) -> tuple[TaskState, Outcome]:
+    while True:
+        task._attempts += 1
+        if runtime.hooks.started:
+            runtime.hooks.emit(TaskStarted(task, task._attempts, at=runtime.now()))
+        limit = asyncio.timeout(task._options.timeout)
+        try:
+            async with limit:
+                task._value = await _attempt(task, runtime)
+        except Exception as error:  # noqa: BLE001  # judged below
+            task._error = _trimmed(error)
+        else:
+            task._error = None
+            return _SUCCEEDED, _OK
+        outcome, delay = await _judge(task, task._error, timed_out=limit.expired())
+        limits = [when for when in (budget, runtime.deadline) if when is not None]
+        if outcome is None and any(runtime.now() + delay >= when for when in limits):
+            outcome = Outcome.EXHAUSTED_DEADLINE
+        if outcome is None:
+            retrying = TaskRetrying(task, task._error, task._attempts, delay, at=runtime.now())
+            runtime.hooks.emit(retrying)
+            if not await _backoff(task, runtime, delay):
+                outcome = Outcome.EXHAUSTED_DEADLINE
+        if outcome is not None:
+            return TaskState.FAILED, outcome
+
+
+async def _attempt(task: TaskHandle[Any], runtime: Runtime) -> Any:  # noqa: ANN401  # the user's result
+    call: Callable[[], Awaitable[Any]] = partial(_invoke, task, runtime)
+    if runtime.task_scope is not None:
+        call = partial(_scoped, runtime.task_scope, task, call)
+    for middleware in reversed(task._options.middleware):
+        call = partial(_through, middleware, task, call)
+    return await call()
+
+
+async def _through(middleware: Middleware, task: TaskHandle[Any], call: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  # the user's result
+    async def call_next(_task: object = None, /) -> Any:  # noqa: ANN401  # the user's result
+        return await call()
+
+    answer = middleware(task, call_next)
+    if not inspect.isawaitable(answer):
+        message = f"the middleware {middleware!r} must be an `async def`, it returned {type(answer).__name__}"
+        raise TypeError(message)
+    return await answer
+
+
+async def _scoped(
+    factory: Callable[..., AbstractAsyncContextManager[Any]],
+    task: TaskHandle[Any],
+    call: Callable[[], Awaitable[Any]],
+) -> Any:  # noqa: ANN401  # the user's result
+    async with factory(task) as task._scope:
+        try:
+            return await call()
+        finally:
+            task._scope = None
+
+
+async def _invoke(task: TaskHandle[Any], runtime: Runtime) -> Any:  # noqa: ANN401  # the user's result
+    if task._kind is _ASYNC:
+        return await task._work(*task._args, **task._kwargs)
+    if task._kind is Kind.AWAITABLE:
+        return await task._work
+    call: Callable[[], Any] = partial(task._work, *task._args, **task._kwargs)
+    executor = runtime.offload
+    if shares_memory(executor):
+        call = partial(copy_context().run, call)
+    value = await _in_thread(task, executor, call)
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[], Any]) -> Any:  # noqa: ANN401  # the user's result
+    """Wait for a thread; it cannot be interrupted, so a cancelled task stays until it is done."""
+    thread = executor.submit(call)
+    future = asyncio.wrap_future(thread)
+    while True:
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # Without a stop from outside it was a timeout: that attempt is over, its thread is not.
+            if future.done() or task._stopped_by is None or thread.cancel():
+                raise
+
+
+async def _judge(
+    task: TaskHandle[Any], error: BaseException, *, timed_out: bool
+) -> tuple[Outcome | None, float]:
+    """Say why nothing more is to be tried, or after how many seconds to try again."""
+    policy = task._options.retry
+    if isinstance(error, NonRetryableError):
+        return Outcome.NON_RETRYABLE, 0.0
+    if policy is None:
+        return (Outcome.TIMED_OUT if timed_out else Outcome.FAILED), 0.0
+    verdict: bool | float = True
+    if not timed_out:
+        try:
+            verdict = await _ask(policy, error)
+        except Exception:
+            logger.exception("the retry policy of task %r failed: the task is not retried", task.name)
+            return Outcome.NON_RETRYABLE, 0.0
+    if verdict is False:
+        return Outcome.FAILED, 0.0
+    if policy.attempts is not None and task._attempts >= policy.attempts:
+        return Outcome.EXHAUSTED_ATTEMPTS, 0.0
+    return None, policy.delay(task._attempts) if verdict is True else verdict
+
+
+async def _ask(policy: RetryPolicy, error: BaseException) -> bool | float:
+    answer = policy.verdict(error)
+    if inspect.isawaitable(answer):
+        async with asyncio.timeout(VERDICT_TIMEOUT):
+            answer = await answer
+    verdict: Verdict = answer
+    if isinstance(verdict, int | float | timedelta) and not isinstance(verdict, bool):
+        return seconds(verdict, "the delay that the retry predicate returned", zero=True)
+    return bool(verdict)
+
+
+async def _backoff(task: TaskHandle[Any], runtime: Runtime, delay: float) -> bool:
+    """Wait before the next attempt; False when a drain cut the wait short."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[bool] = loop.create_future()
+    timer = loop.call_later(delay, _wake, waiter)
+    task._retry_at = runtime.now() + delay
+    task._backoff = waiter
+    try:
+        return await waiter
+    finally:
+        timer.cancel()
+        task._backoff = None
+
+
+def _wake(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(True)
+
+
+def _ending(task: TaskHandle[Any], error: BaseException) -> tuple[TaskState, Outcome]:
+    """Return the state and outcome that this exception, out of the work itself, means."""
+    task._error = _trimmed(error)
+    if isinstance(error, asyncio.CancelledError):
+        return TaskState.CANCELLED, task._stopped_by or Outcome.CANCELLED_BY_ITSELF
+    if isinstance(error, GeneratorExit) and _destroyed(task):
+        return TaskState.ABANDONED, Outcome.ABANDONED
+    if isinstance(error, NonRetryableError):
+        return TaskState.FAILED, Outcome.NON_RETRYABLE
+    return TaskState.FAILED, Outcome.FAILED
+
+
+def _destroyed(task: TaskHandle[Any]) -> bool:
+    """Say whether the loop is gone and Python is closing the coroutine: nobody raised this."""
+    try:
+        return task._runner is not None and task._runner is not asyncio.current_task()
+    except RuntimeError:  # no running loop
+        return True
+
+
+def _trimmed(error: BaseException) -> BaseException:
+    """Cut this file's frames off the traceback: it then starts where the user's code does."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    if trace is not None:
+        error.__traceback__ = trace
+    return error

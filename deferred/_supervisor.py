@@ -1,0 +1,427 @@
+"""The owner of all background work of one app: its face, its opening, its drain."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import inspect
+import os
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from contextvars import Token
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, Self, TypeVar, get_args
+
+from deferred._context import DeferredContext, hosts
+from deferred._drain import Drain
+from deferred._events import (
+    DrainFinished,
+    DrainReport,
+    DrainStarted,
+    Outcome,
+    SupervisorStats,
+    TaskState,
+)
+from deferred._hooks import Hooks
+from deferred._launch import Launcher
+from deferred._limits import Limit, check_count
+from deferred._retry import RetryPolicy, seconds
+from deferred._task import ErrorHook, Hook, Middleware, TaskOptions, Unit, check_functions, current_unit
+from deferred.instrumentation.logging import log_event, logger
+
+__all__ = ["Supervisor"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Overflow = Literal["reject", "wait", "discard"]
+OutOfScope = Literal["raise", "run", "ignore"]
+TaskScope = Callable[..., AbstractAsyncContextManager[Any]]
+
+DRAIN_TIMEOUT = 20.0
+"""Seconds: ten below the 30 that Kubernetes, gunicorn and most hosts leave between SIGTERM and SIGKILL."""
+
+
+class Supervisor:
+    """The owner of all background work of one app.
+
+    It lives as long as the app: ``async with supervisor`` opens it, leaving drains it (the
+    integrations do that in the server's lifespan). It may be opened again afterwards.
+
+    Args:
+        retry: The retry policy of tasks that do not bring their own; None for no retries.
+        timeout: Seconds that an attempt may take; None for no limit.
+        max_running: How many tasks run at a time; further ones wait their turn.
+        max_pending: How many tasks wait at a time.
+        max_per_context: How many unfinished tasks one context has at a time, and how many
+            its tasks may still register once it has ended.
+        overflow: What happens beyond `max_pending` and `max_per_context`: ``"reject"`` raises
+            `TaskRejectedError`, ``"wait"`` lets ``await ctx.run`` wait (what cannot wait is
+            rejected), ``"discard"`` drops the work, with an event.
+        drain_timeout: Seconds that a drain waits before it cancels. The default is the
+            environment's ``DEFERRED_DRAIN_TIMEOUT``, else 20.
+        cancel_grace: Seconds that cancelled tasks have to end before they are abandoned.
+        out_of_scope: What `deferred.defer` does outside any context: ``"raise"``, ``"run"``
+            (as a task of the app) or ``"ignore"``.
+        on_error: A hook, or several, told of every final failure.
+        hooks: Hooks told of every event.
+        middleware: Functions ``async def middleware(task, call_next)`` around every attempt,
+            the outermost first.
+        task_scope: An asynchronous context manager factory entered around every attempt; it
+            may take the task. What it yields is ``current_task().scope``.
+        offload: Where synchronous functions run: any `concurrent.futures.Executor`; by
+            default daemon threads of the supervisor's own.
+        limits: A `Limit` for tasks of a name.
+        hook_timeout: Seconds that an asynchronous hook may take.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of its range; the message names it.
+
+    Example:
+        >>> import asyncio
+        >>> async def main():
+        ...     async with Supervisor(drain_timeout=5) as supervisor:
+        ...         with supervisor.context("nightly job") as ctx:
+        ...             ctx.defer(asyncio.sleep, 0)
+        ...         report = await supervisor.drain()
+        ...     return report.finished, supervisor.stats().succeeded
+        >>> asyncio.run(main())
+        (1, 1)
+    """
+
+    def __init__(
+        self,
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        max_running: int = 1000,
+        max_pending: int = 10_000,
+        max_per_context: int = 1000,
+        overflow: Overflow = "reject",
+        drain_timeout: float | None = None,
+        cancel_grace: float = 2.0,
+        out_of_scope: OutOfScope = "raise",
+        on_error: ErrorHook | Iterable[ErrorHook] | None = None,
+        hooks: Iterable[Hook] = (),
+        middleware: Iterable[Middleware] = (),
+        task_scope: TaskScope | None = None,
+        offload: Executor | None = None,
+        limits: Mapping[str, Limit] | None = None,
+        hook_timeout: float = 5.0,
+    ) -> None:
+        options = TaskOptions().overlay(retry=retry, timeout=timeout, middleware=middleware)
+        if offload is not None and not isinstance(offload, Executor):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            message = f"offload must be a concurrent.futures.Executor, not {offload!r}"
+            raise TypeError(message)
+        self._launcher = Launcher(
+            options=options,
+            hooks=Hooks((log_event, *check_functions(hooks, "hooks")), seconds(hook_timeout, "hook_timeout")),
+            on_error=() if on_error is None else check_functions(on_error, "on_error"),
+            max_running=check_count(max_running, "max_running"),
+            max_pending=check_count(max_pending, "max_pending"),
+            max_per_context=check_count(max_per_context, "max_per_context"),
+            limits=_check_limits(limits or {}),
+            overflow=_check_choice(overflow, Overflow, "overflow"),
+            out_of_scope=_check_choice(out_of_scope, OutOfScope, "out_of_scope"),
+            task_scope=None if task_scope is None else _check_scope(task_scope),
+            offload=offload,
+            timeout=_drain_timeout(drain_timeout),
+            grace=seconds(cancel_grace, "cancel_grace", zero=True),
+        )
+        self._launcher.owner = weakref.ref(self)
+        self._openings = 0
+        self._draining: asyncio.Future[DrainReport] | None = None
+        self._adopted: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+        _alive.add(self)
+        if out_of_scope != "raise":
+            hosts.insert(0, weakref.ref(self._launcher))
+
+    # -- its life -----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Open it on the running event loop."""
+        self.open()
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Drain it, then close it."""
+        await self.close()
+
+    def open(self) -> None:
+        """Bind it to the running event loop; the first of several openings counts."""
+        launcher = self._launcher
+        loop = asyncio.get_running_loop()
+        if not self._openings:
+            launcher.shut = False
+            launcher.opened = True
+            if launcher.loop is not loop:
+                launcher.meet(loop, self)
+        self._openings += 1
+
+    async def close(self) -> None:
+        """Drain it and take no more work; when it was opened several times, the first close drains."""
+        launcher = self._launcher
+        self._openings -= 1
+        try:
+            if not launcher.shut:
+                await self.drain()
+        finally:
+            self._shut("it has been drained and closed; work must be registered before the shutdown")
+
+    def _shut(self, why: str) -> None:
+        launcher = self._launcher
+        launcher.shut, launcher.why = True, why
+        reference = weakref.ref(launcher)
+        if reference in hosts:
+            hosts.remove(reference)
+        for task in tuple(launcher.detached):
+            launcher.settle(task, TaskState.ABANDONED, Outcome.ABANDONED)
+
+    async def drain(self, timeout: float | None = None) -> DrainReport:
+        """Wait for all work, what it registers included; cancel at the deadline; then abandon.
+
+        A drain that is under way is joined. Work is accepted as before, until the
+        supervisor is closed.
+
+        Args:
+            timeout: Seconds until what is left is cancelled; `drain_timeout` when None.
+
+        Returns:
+            What was achieved; it has been told to the hooks (the log among them) before.
+        """
+        if self._draining is not None:
+            return await asyncio.shield(self._draining)
+        launcher = self._launcher
+        limit = launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
+        loop = asyncio.get_running_loop()
+        if launcher.loop is not loop:
+            launcher.meet(loop, self)
+        done = self._draining = loop.create_future()
+        drain = Drain(launcher.tasks, limit, launcher.grace)
+        launcher.drains.append(drain)
+        launcher.deadline = drain.deadline
+        drain.skip_waits()
+        launcher.hooks.emit(DrainStarted(len(launcher.tasks), drain.deadline, at=drain.started))
+        try:
+            await asyncio.gather(
+                drain.run(launcher.cancel, launcher.settle), *(child.drain(limit) for child in self._adopted)
+            )
+        finally:
+            launcher.drains.remove(drain)
+            launcher.deadline = None
+            self._draining = None
+            report = drain.report()
+            done.set_result(report)
+            now = loop.time()
+            launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
+        await launcher.hooks.finish(launcher.grace)
+        return report
+
+    def adopt(self, other: Supervisor) -> None:
+        """Drain `other` with this one: for an app mounted inside another, which gets no lifespan."""
+        if other is not self and self not in other._adopted:
+            self._adopted.add(other)
+            other._launcher.opened = True
+
+    # -- what it is for -------------------------------------------------------------------------
+
+    def context(self, label: str | None = None) -> _Scope:
+        """Open a context: ``with supervisor.context("import of March") as ctx:``.
+
+        Leaving it closes it, whatever the reason: what was deferred then starts. The tasks
+        are drained by ``ctx.drained()``, or with the supervisor.
+
+        Args:
+            label: What it is about; shown in logs, reports and the inspector.
+        """
+        return _Scope(self._launcher, label)
+
+    def wrap(
+        self, handler: Callable[P, Coroutine[Any, Any, T]], *, strict: bool = False
+    ) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Give a plain async function a context per call, and drain it before the call returns.
+
+        For consumers, cron jobs, command lines and Lambda-style handlers, whose host stops
+        the process when the function returns. Also a decorator.
+
+        Args:
+            handler: An async function.
+            strict: Whether failures of deferred work are raised once all is drained: one as
+                itself, several as an ExceptionGroup. A failure of the handler goes first.
+
+        Raises:
+            TypeError: `handler` is no async function.
+
+        Example:
+            >>> import asyncio
+            >>> from deferred import defer
+            >>> supervisor = Supervisor()
+            >>> @supervisor.wrap
+            ... async def handle(message):
+            ...     defer(asyncio.sleep, 0)
+            ...     return message.upper()
+            >>> asyncio.run(handle("registered"))
+            'REGISTERED'
+        """
+        if not inspect.iscoroutinefunction(handler):
+            message = f"wrap() takes an `async def` function, not {handler!r}"
+            raise TypeError(message)
+
+        @functools.wraps(handler)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            failures: list[BaseException] = []
+            self._launcher.opened = True  # each call drains itself
+            scope = self.context(getattr(handler, "__qualname__", None))
+            try:
+                with scope as ctx:
+                    if strict:
+                        ctx.on_error(lambda event: failures.append(event.error))
+                    value = await handler(*args, **kwargs)
+            finally:
+                await scope.opened.drained()
+            if failures:
+                raise failures[0] if len(failures) == 1 else BaseExceptionGroup("deferred work failed", failures)
+            return value
+
+        return call
+
+    def stats(self) -> SupervisorStats:
+        """Return the counts of now, and of all tasks that ended since it was made."""
+        launcher = self._launcher
+        counts = launcher.counts
+        return SupervisorStats(
+            pending=len(launcher.tasks) + len(launcher.detached) - launcher.slots.busy,
+            running=launcher.slots.busy,
+            succeeded=counts[TaskState.SUCCEEDED],
+            failed=counts[TaskState.FAILED],
+            cancelled=counts[TaskState.CANCELLED],
+            discarded=counts[TaskState.DISCARDED],
+            abandoned=counts[TaskState.ABANDONED],
+        )
+
+    @property
+    def draining(self) -> bool:
+        """Whether a drain is under way, or it is closed: time for a readiness probe to turn red."""
+        return self._draining is not None or self._launcher.shut
+
+    def add_hook(self, hook: Hook) -> None:
+        """Tell `hook` what happens from now on."""
+        self._launcher.hooks.add(check_functions((hook,), "hook")[0])
+
+    def remove_hook(self, hook: Hook) -> None:
+        """Tell `hook` nothing more; one that is not installed is ignored."""
+        self._launcher.hooks.remove(hook)
+
+
+class _Scope:
+    """What ``supervisor.context()`` returns; lives as long as the ``with`` block."""
+
+    __slots__ = ("_label", "_launcher", "_token", "opened")
+
+    opened: DeferredContext
+
+    def __init__(self, launcher: Launcher, label: str | None) -> None:
+        self._launcher = launcher
+        self._label = label
+        self._token: Token[Unit] | None = None
+
+    def __enter__(self) -> DeferredContext:
+        if hasattr(self, "opened"):
+            message = "this context was entered before; each `with` needs a `supervisor.context()` of its own"
+            raise RuntimeError(message)
+        self.opened = self._launcher.open(None, self._label)
+        self._token = current_unit.set(self.opened)
+        return self.opened
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            current_unit.reset(self._token)
+            self._token = None
+        self.opened.end(error)
+
+    def __del__(self) -> None:
+        if self._token is not None:
+            waiting = len(self.opened.tasks)
+            logger.warning(
+                "a context (%r) was dropped without being closed, %d task(s) pending: use `with supervisor.context():`",
+                self.opened.label,
+                waiting,
+            )
+            self._launcher.on_loop(self.opened.end)
+
+
+_alive: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+
+
+@atexit.register
+def _report_leftovers() -> None:
+    """Record, at the exit of the process, what no drain has waited for."""
+    for supervisor in tuple(_alive):
+        launcher = supervisor._launcher
+        for task in (*launcher.tasks, *launcher.detached):
+            launcher.settle(task, TaskState.ABANDONED, Outcome.ABANDONED)
+
+
+def _after_fork() -> None:
+    for supervisor in tuple(_alive):
+        launcher = supervisor._launcher
+        if launcher.loop is not None:
+            launcher.tasks.clear()
+            launcher.detached.clear()
+            launcher.shut = True
+            launcher.why = (
+                "it was started before this process was forked, and its work lives in the parent; "
+                "make and open a supervisor after the fork"
+            )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _drain_timeout(given: float | None) -> float:
+    if given is not None:
+        return seconds(given, "drain_timeout", zero=True)
+    text = os.environ.get("DEFERRED_DRAIN_TIMEOUT")
+    if text is None:
+        return DRAIN_TIMEOUT
+    try:
+        return seconds(float(text), "DEFERRED_DRAIN_TIMEOUT", zero=True)
+    except ValueError as error:
+        message = f"DEFERRED_DRAIN_TIMEOUT must be a number of seconds, 0 or more, not {text!r}"
+        raise ValueError(message) from error
+
+
+def _check_choice(value: str, choices: Any, what: str) -> str:
+    if value not in get_args(choices):
+        message = f"{what} must be one of {', '.join(map(repr, get_args(choices)))}, not {value!r}"
+        raise ValueError(message)
+    return value
+
+
+def _check_limits(limits: Mapping[str, Limit]) -> Mapping[str, Limit]:
+    for name, limit in limits.items():
+        if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            message = f"limits[{name!r}] must be a Limit(running=..., pending=...), not {limit!r}"
+            raise TypeError(message)
+    return limits
+
+
+def _check_scope(factory: TaskScope) -> TaskScope:
+    """Return the factory as a function of the task, whether or not it takes it."""
+    check_functions((factory,), "task_scope")
+    try:
+        inspect.signature(factory).bind(None)
+    except TypeError:
+        return lambda _task: factory()
+    except ValueError:  # a callable without a signature
+        return factory
+    return factory

@@ -1,0 +1,362 @@
+"""One piece of deferred work, from registration to its terminal state.
+
+`TaskHandle` is the one object that travels: the context makes it, the supervisor launches
+it, the runner runs it, events show it, the user holds it. It does not know its owner: it is
+given a `Unit`, the face of the context that it belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import threading
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextvars import Context, ContextVar
+from types import CodeType
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
+
+import msgspec
+from msgspec import UNSET
+
+from deferred._call import Kind, name_of, site_of
+from deferred._events import Event, Execution, Outcome, TaskFailed, TaskState
+from deferred._retry import RetryPolicy, seconds
+from deferred.exceptions import TaskUnfinishedError
+
+__all__ = [
+    "TERMINAL",
+    "CallNext",
+    "ErrorHook",
+    "Hook",
+    "Middleware",
+    "TaskHandle",
+    "TaskOptions",
+    "Unit",
+    "When",
+    "check_functions",
+    "current_task",
+    "current_unit",
+    "new_id",
+    "running_task",
+]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+When: TypeAlias = Literal["always", "success", "error"]
+CallNext: TypeAlias = Callable[..., Awaitable[Any]]
+Middleware: TypeAlias = "Callable[[TaskHandle[Any], CallNext], Awaitable[Any]]"
+Hook: TypeAlias = Callable[[Event], Awaitable[object] | object]
+ErrorHook: TypeAlias = Callable[[TaskFailed], Awaitable[object] | object]
+
+_PENDING = TaskState.PENDING
+_RUNNING = TaskState.RUNNING
+TERMINAL = frozenset(TaskState) - {_PENDING, _RUNNING}
+
+_numbers = itertools.count(1)
+_prefix = secrets.token_hex(4)
+_naming = threading.Lock()
+
+
+def _reseed() -> None:
+    global _prefix  # noqa: PLW0603  # a forked process must not give out its parent's ids
+    _prefix = secrets.token_hex(4)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reseed)
+
+
+class _Identified(Protocol):
+    _id: str | None
+
+
+def new_id(thing: _Identified) -> str:
+    """Give `thing` an id that nothing else has, in any process; once, whoever asks first."""
+    with _naming:
+        if thing._id is None:
+            thing._id = f"{_prefix}-{next(_numbers):x}"
+        return thing._id
+
+
+class Unit(Protocol):
+    """What a task may know of the context it belongs to."""
+
+    route: Execution | None
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+
+    def cancel(self, task: TaskHandle[Any], /) -> bool:
+        """Cancel one of its tasks."""
+        ...
+
+
+current_unit: ContextVar[Unit] = ContextVar("deferred_context")
+running_task: ContextVar[TaskHandle[Any]] = ContextVar("deferred_task")
+
+
+def current_task() -> TaskHandle[Any] | None:
+    """Return the task that runs this code, or None outside deferred work.
+
+    Its `attempts`, `name`, `id` and `scope` are those of the attempt under way, also in
+    threads and child tasks started by it.
+
+    Example:
+        >>> current_task() is None
+        True
+    """
+    return running_task.get(None)
+
+
+class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How tasks are to be run: the supervisor's defaults, overlaid by ``with_options``."""
+
+    name: str | None = None
+    retry: RetryPolicy | None = None
+    timeout: float | None = None
+    when: When = "always"
+    middleware: tuple[Middleware, ...] = ()
+    on_error: tuple[ErrorHook, ...] = ()
+
+    def overlay(
+        self,
+        *,
+        name: str | msgspec.UnsetType = UNSET,
+        retry: RetryPolicy | None | msgspec.UnsetType = UNSET,
+        timeout: float | None | msgspec.UnsetType = UNSET,
+        when: When | msgspec.UnsetType = UNSET,
+        middleware: Iterable[Middleware] = (),
+        on_error: ErrorHook | None = None,
+    ) -> TaskOptions:
+        """Return these options with the given ones on top, or refuse them by name."""
+        return TaskOptions(
+            name=self.name if name is UNSET else _check_name(name),
+            retry=self.retry if retry is UNSET else _check_retry(retry),
+            timeout=self.timeout if timeout is UNSET else _check_timeout(timeout),
+            when=self.when if when is UNSET else _check_when(when),
+            middleware=(*self.middleware, *check_functions(middleware, "middleware")),
+            on_error=self.on_error if on_error is None else (*self.on_error, *check_functions((on_error,), "on_error")),
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether one attempt is all there is, with nothing around it."""
+        return self.retry is None and self.timeout is None and not self.middleware
+
+
+def _check_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        message = f"name must be a text that is not empty, not {name!r}"
+        raise TypeError(message)
+    return name
+
+
+def _check_retry(retry: Any) -> RetryPolicy | None:  # noqa: ANN401  # being checked here
+    if retry is None or all(hasattr(retry, part) for part in ("attempts", "timeout", "verdict", "delay")):
+        return retry  # type: ignore[no-any-return]  # checked by its parts
+    message = f"retry must be a Retry(on=...) or None, not {retry!r}"
+    raise TypeError(message)
+
+
+def _check_timeout(timeout: object) -> float | None:
+    return None if timeout is None else seconds(timeout, "timeout")
+
+
+def _check_when(when: object) -> When:
+    for known in get_args(When):
+        if when == known:
+            return known  # type: ignore[no-any-return]  # one of the literals
+    message = f'when must be one of {", ".join(map(repr, get_args(When)))}, not {when!r}'
+    raise ValueError(message)
+
+
+def check_functions(functions: Any, what: str) -> tuple[Any, ...]:  # noqa: ANN401  # being checked here
+    """Return `functions` as a tuple of callables, or refuse them by the argument's name."""
+    if callable(functions):
+        functions = (functions,)
+    functions = tuple(functions)
+    for function in functions:
+        if not callable(function):
+            message = f"{what} must be functions, not {function!r}"
+            raise TypeError(message)
+    return functions
+
+
+class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
+    """One deferred piece of work. Lives from registration until nobody holds it.
+
+    ``await handle`` waits for its end and returns its result or raises its error;
+    cancelling that wait does not cancel the task. Contexts make handles; nobody else does.
+
+    Example:
+        >>> import asyncio
+        >>> from deferred import Supervisor
+        >>> async def main():
+        ...     async with Supervisor() as supervisor:
+        ...         with supervisor.context() as ctx:
+        ...             handle = ctx.defer(asyncio.sleep, 0, "sent")
+        ...         return await handle, handle.state.value, handle.attempts
+        >>> asyncio.run(main())
+        ('sent', 'succeeded', 1)
+    """
+
+    _kind: Kind
+    _work: Any  # the function, or the awaitable
+    _args: tuple[Any, ...]
+    _kwargs: dict[str, Any]
+    _options: TaskOptions
+    _unit: Unit
+    _vars: Context | None
+    _code: CodeType | None
+    _line: int
+    _created: float
+    _execution: Execution
+    _id: str | None = None
+    _state: TaskState = _PENDING
+    _attempts: int = 0
+    _outcome: Outcome | None = None
+    _error: BaseException | None = None
+    _value: Any = None
+    _runner: asyncio.Task[None] | None = None
+    _slot: bool = False  # whether it holds one of the running slots
+    _backoff: asyncio.Future[bool] | None = None
+    _retry_at: float = 0.0
+    _stopped_by: Outcome | None = None
+    _waiters: list[asyncio.Future[None]] | None = None
+    _scope: Any = None
+    _name: str | None = None
+
+    @property
+    def id(self) -> str:
+        """An id that no other task of any process has."""
+        return self._id or new_id(self)
+
+    @property
+    def name(self) -> str:
+        """The name given by ``with_options(name=...)``, else the function's."""
+        name = self._name
+        if name is None:
+            name = self._name = self._options.name or name_of(self._work)
+        return name
+
+    @property
+    def state(self) -> TaskState:
+        """Where it stands."""
+        return self._state
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Why it is in its terminal state; None before."""
+        return self._outcome
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts have been started."""
+        return self._attempts
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception of the last failed attempt, as it was raised."""
+        return self._error
+
+    @property
+    def execution(self) -> Execution:
+        """How it was started: by the route's decorator, or by the method called."""
+        return self._execution
+
+    @property
+    def label(self) -> str:
+        """The label of its context, such as ``"POST /register"``."""
+        return self._unit.label
+
+    @property
+    def context_id(self) -> str:
+        """The id of its context."""
+        return self._unit.id
+
+    @property
+    def site(self) -> str:
+        """The ``file:line`` that registered it."""
+        return site_of(self._code, self._line)
+
+    @property
+    def retry(self) -> RetryPolicy | None:
+        """The retry policy in force, the supervisor's default merged in."""
+        return self._options.retry
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that each attempt may take; None for no limit."""
+        return self._options.timeout
+
+    @property
+    def scope(self) -> Any:  # noqa: ANN401  # whatever the user's factory yields
+        """What the supervisor's ``task_scope`` yielded for the attempt under way."""
+        return self._scope
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments; empty once the task has settled."""
+        return self._args, self._kwargs
+
+    def done(self) -> bool:
+        """Say whether it has reached a terminal state."""
+        return self._state in TERMINAL
+
+    def result(self) -> T_co:
+        """Return what the task returned.
+
+        Raises:
+            asyncio.InvalidStateError: It has not ended yet.
+            asyncio.CancelledError: It was cancelled.
+            TaskUnfinishedError: It was discarded or abandoned.
+            BaseException: What the task itself raised, the very object.
+        """
+        state = self._state
+        if state is TaskState.SUCCEEDED:
+            return self._value  # type: ignore[no-any-return]  # stored untyped
+        if state is TaskState.FAILED and self._error is not None:
+            raise self._error
+        if state is TaskState.CANCELLED:
+            raise asyncio.CancelledError(f"task {self.name!r} was cancelled")
+        if state in TERMINAL:
+            message = f"task {self.name!r} (deferred at {self.site}) was {state.value} and has no result"
+            raise TaskUnfinishedError(message)
+        message = f"task {self.name!r} is {state.value}; `await handle` waits for its end"
+        raise asyncio.InvalidStateError(message)
+
+    def cancel(self) -> bool:
+        """Ask the task to end; one that has not started never will.
+
+        A running coroutine gets a `CancelledError`; if it returns all the same, it has
+        succeeded. A function that already runs in a thread cannot be interrupted.
+
+        Returns:
+            Whether there was anything left to cancel.
+        """
+        return self._state not in TERMINAL and self._unit.cancel(self)
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        """Wait for the end, then return the result or raise the error."""
+        if self._state not in TERMINAL:
+            waiter = asyncio.get_running_loop().create_future()
+            if self._waiters is None:
+                self._waiters = []
+            waiters = self._waiters
+            waiters.append(waiter)
+            try:
+                if self._state not in TERMINAL:  # it may have settled in another thread just now
+                    yield from waiter
+            finally:
+                if waiter in waiters:
+                    waiters.remove(waiter)
+        return self.result()
+
+    def __repr__(self) -> str:
+        """Show what it is, never its arguments: they may be anybody's data."""
+        return f"<TaskHandle {self.name!r} {self._state.value} id={self.id} attempts={self._attempts}>"

@@ -1,0 +1,121 @@
+"""Decorators that say how a route runs its steps.
+
+Put one below the framework's own decorator; it holds for every ``await ctx.run(...)`` of the
+handler. Changing how a route executes is changing this line and nothing else::
+
+    @post("/register")
+    @deferred
+    async def register(data: Registration, ctx: DeferredContext) -> str:
+        await insert(data)
+        await ctx.run(send_mail, data.email)
+        return "Thanks"
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from deferred._events import Execution
+from deferred._task import current_unit
+
+__all__ = ["Execution", "concurrent", "deferred", "fire_and_forget", "sequential"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def sequential(handler: Callable[P, R]) -> Callable[P, R]:
+    """Run each step before the answer: slow, and a failing step fails the answer.
+
+    Example:
+        >>> @sequential
+        ... async def register(ctx):
+        ...     await ctx.run(print, "sent before the answer")
+        >>> register.__name__
+        'register'
+    """
+    return _mark(handler, Execution.SEQUENTIAL)
+
+
+def fire_and_forget(handler: Callable[P, R]) -> Callable[P, R]:
+    """Start each step and do not care: nobody waits for it, not even the drain.
+
+    Its failure is told to the error hooks and to nobody else.
+
+    Example:
+        >>> @fire_and_forget
+        ... async def register(ctx):
+        ...     await ctx.run(print, "perhaps")
+    """
+    return _mark(handler, Execution.FIRE_AND_FORGET)
+
+
+def concurrent(handler: Callable[P, R]) -> Callable[P, R]:
+    """Start each step at once and keep it alive: the answer confirms nothing of it.
+
+    Example:
+        >>> @concurrent
+        ... async def register(ctx):
+        ...     await ctx.run(print, "beside the answer")
+    """
+    return _mark(handler, Execution.CONCURRENT)
+
+
+def deferred(handler: Callable[P, R]) -> Callable[P, R]:
+    """Start each step after the response is out and keep it alive; also the default.
+
+    Example:
+        >>> @deferred
+        ... async def register(ctx):
+        ...     await ctx.run(print, "after the answer")
+    """
+    return _mark(handler, Execution.DEFERRED)
+
+
+def _mark(handler: Callable[P, R], execution: Execution) -> Callable[P, R]:
+    if not inspect.isroutine(handler):
+        message = (
+            f"@{execution.value} decorates the handler function itself, not {handler!r}: "
+            "put it below the framework's decorator, next to the `def`"
+        )
+        raise TypeError(message)
+    if inspect.iscoroutinefunction(handler):
+
+        @functools.wraps(handler)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> Any:  # noqa: ANN401  # the handler's own
+            outer = _route(execution)
+            try:
+                return await handler(*args, **kwargs)
+            finally:
+                _restore(outer)
+
+        return cast("Callable[P, R]", run)
+
+    @functools.wraps(handler)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        outer = _route(execution)
+        try:
+            return handler(*args, **kwargs)
+        finally:
+            _restore(outer)
+
+    return call
+
+
+def _route(execution: Execution) -> Execution | None:
+    """Make the unit of work run its steps this way; return what the code around it had said."""
+    unit = current_unit.get(None)
+    if unit is None:
+        return None
+    outer, unit.route = unit.route, execution
+    return outer
+
+
+def _restore(outer: Execution | None) -> None:
+    # The outermost mark stays: what the response streams, and tasks, run as the route says.
+    unit = current_unit.get(None)
+    if unit is not None and outer is not None:
+        unit.route = outer

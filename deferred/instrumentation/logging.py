@@ -1,0 +1,97 @@
+"""Every failure, cancellation and drain as a line of the standard library's logging.
+
+Installed by default, on the logger ``deferred``. Text that users or their data chose is
+written as `repr`, so that it can break no line of the log.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from deferred._events import (
+    DrainFinished,
+    DrainReport,
+    Event,
+    Outcome,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskDiscarded,
+    TaskFailed,
+    TaskRejected,
+    TaskRetrying,
+)
+
+__all__ = ["log_event"]
+
+logger = logging.getLogger("deferred")
+
+
+def log_event(event: Event) -> None:
+    """Write one event to the logger ``deferred``; a hook.
+
+    Failures and abandonments are errors; cancellation by a drain and refusals are warnings;
+    retries, discarded work and complete drains are information.
+    """
+    match event:
+        case TaskFailed(task=task, error=error):
+            logger.error(
+                "task %r failed (%s) after %d attempt(s); deferred at %s, context %s %r",
+                task.name,
+                event.outcome.value,
+                event.attempt,
+                event.site,
+                event.context_id,
+                event.label,
+                exc_info=error,
+            )
+        case TaskAbandoned(task=task):
+            logger.error("task %r was abandoned in attempt %d; deferred at %s", task.name, task.attempts, task.site)
+        case TaskCancelled(task=task, outcome=outcome):
+            level = logging.INFO if outcome is Outcome.CANCELLED_BY_HANDLE else logging.WARNING
+            logger.log(level, "task %r was cancelled (%s); deferred at %s", task.name, outcome.value, task.site)
+        case TaskDiscarded(task=task, outcome=outcome):
+            logger.info("task %r was discarded (%s); deferred at %s", task.name, outcome.value, task.site)
+        case TaskRejected(name=name, error=error):
+            logger.warning("task %r was rejected: %s", name, error)
+        case TaskRetrying(task=task):
+            logger.info(
+                "task %r failed in attempt %d (%s), retrying in %.3f s",
+                task.name,
+                event.attempt,
+                type(event.error).__name__,
+                event.delay,
+            )
+        case DrainFinished(report=report):
+            _log_report(report, event.duration)
+        case _:
+            pass
+
+
+log_event.events = (  # type: ignore[attr-defined]  # read by Hooks
+    DrainFinished,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskDiscarded,
+    TaskFailed,
+    TaskRejected,
+    TaskRetrying,
+)
+
+
+def _log_report(report: DrainReport, duration: float) -> None:
+    complete = not (report.cancelled or report.abandoned)
+    logger.log(
+        logging.INFO if complete else logging.WARNING,
+        "drained in %.3f s: %d finished, %d failed, %d cancelled, %d abandoned%s",
+        duration,
+        report.finished,
+        report.failed,
+        len(report.cancelled),
+        len(report.abandoned),
+        "".join(
+            f"; {what} {task.name!r} (id {task.id}, age {task.age:.3f} s, attempt {task.attempt}, "
+            f"{task.label!r}, deferred at {task.site})"
+            for what, tasks in (("cancelled", report.cancelled), ("abandoned", report.abandoned))
+            for task in tasks
+        ),
+    )

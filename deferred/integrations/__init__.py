@@ -1,0 +1,1 @@
+"""One module for each framework, the same obligations under the same names."""
