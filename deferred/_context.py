@@ -13,20 +13,22 @@ Rules of this file:
 
 from __future__ import annotations
 
-import sys
 import weakref
 from asyncio import _get_running_loop as running_loop
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from types import FrameType, TracebackType
+from inspect import CO_COROUTINE
+from sys import _getframe
+from types import FrameType, FunctionType, TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
+from deferred._drain import Drain
 from deferred._events import (
     ContextClosed,
     ContextSettled,
@@ -48,9 +50,8 @@ __all__ = ["DeferredContext", "Host", "hosts", "once_only"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_BATCH = 32
-"""How many tasks one turn of the loop starts: enough to be cheap, few enough for the others."""
-
+_ASYNC = Kind.ASYNC
+_DEFERRED = Execution.DEFERRED
 _FIRST_ERROR_STATUS = 400
 
 _NO_STEP: AbstractContextManager[None] = nullcontext()
@@ -60,7 +61,11 @@ class Host(Protocol):
     """What a context needs of the supervisor it was opened by."""
 
     loop: AbstractEventLoop | None
-    shut: bool
+    home: object  # the loop, as long as work is accepted there
+    lock: AbstractContextManager[Any]  # held by threads that register
+    tasks: set[TaskHandle[Any]]
+    roomy: int  # as long as there are fewer tasks, no limit of the supervisor is near
+    max_per_context: int
     hooks: Hooks
     options: TaskOptions
     out_of_scope: str
@@ -74,8 +79,12 @@ class Host(Protocol):
         """Accept `task`, settle it as discarded (False), or raise."""
         ...
 
-    def admit_from_thread(self, task: TaskHandle[Any], context: DeferredContext, /) -> bool:
-        """As `admit`, where others may do the same at the same time."""
+    def confirm(self, task: TaskHandle[Any], context: DeferredContext, /) -> None:
+        """Take back what a thread registered while the supervisor was shut, and raise."""
+        ...
+
+    def release(self, context: DeferredContext, /) -> None:
+        """Launch what has waited in `context`, from the next turn of the loop on."""
         ...
 
     def launch(self, task: TaskHandle[Any], /, *, eager: bool) -> None:
@@ -96,6 +105,10 @@ class Host(Protocol):
 
     def room(self, context: DeferredContext, name: str, /) -> Future[None] | None:
         """Return what to wait for until a limit may be below its bound; None when it is."""
+        ...
+
+    def adopt(self, other: Any, /) -> None:
+        """Have the supervisor of another host drained with this one's."""
         ...
 
     def now(self) -> float:
@@ -145,14 +158,16 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
     _describe: Callable[[Any], str] | None = None
     _subject: Any = None
     _root: DeferredContext | None = None
-    _tasks: set[TaskHandle[Any]] = set()  # noqa: RUF012  # msgspec copies it
-    _waiting: list[TaskHandle[Any]] = []  # noqa: RUF012  # msgspec copies it
-    _held: list[TaskHandle[Any]] = []  # noqa: RUF012  # msgspec copies it; those whose `when` is undecided
+    _pending: int = 0  # its unsettled tasks; touched on the event loop only
+    _sent: int = 0  # tasks that threads have registered; touched under the host's lock only
+    _arrived: int = 0  # those of them that the event loop has counted
+    _waiting: list[TaskHandle[Any]] | None = None  # for the response to be out
+    _held: list[TaskHandle[Any]] | None = None  # for the outcome to be known
     _on_error: tuple[ErrorHook, ...] = ()
+    _drains: tuple[Drain, ...] = ()
     _closed: bool = False
     _decided: bool = False
     _ended: bool = False
-    _scheduled: bool = False
     _error: BaseException | None = None
     _status: int | None = None
     _finished: int = 0
@@ -185,7 +200,8 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
     @property
     def tasks(self) -> tuple[TaskHandle[Any], ...]:
         """Its tasks that have not settled yet."""
-        return tuple((self._root or self)._tasks)
+        root = self._root or self
+        return tuple(task for task in tuple(root._host.tasks) if task._unit is root)
 
     @property
     def status(self) -> int | None:
@@ -227,10 +243,7 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
             TaskRejectedError: A limit is reached and the policy is not ``"discard"``.
             EventLoopError: No asyncio loop runs, or it is another one than the supervisor's.
         """
-        root = self._root or self
-        return root._register(
-            check_callable(func), func, args, kwargs, self._options, sys._getframe(1), Execution.DEFERRED
-        )
+        return (self._root or self)._register(func, args, kwargs, self._options, _getframe(1))
 
     def wait_until(self, awaitable: Awaitable[T], /) -> TaskHandle[T]:
         """Start `awaitable` now and keep it alive after the response.
@@ -249,8 +262,9 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         options = self._options
         if options.retry is not None or options.when != "always":
             options = once_only(options, root._host.options, awaitable)
-        frame = sys._getframe(1)
-        return root._register(Kind.AWAITABLE, awaitable, (), {}, options, frame, Execution.CONCURRENT)
+        return root._register_slowly(
+            Kind.AWAITABLE, awaitable, (), {}, options, _getframe(1), Execution.CONCURRENT
+        )
 
     def run(
         self, func: Callable[P, Awaitable[T] | T], /, *args: P.args, **kwargs: P.kwargs
@@ -268,7 +282,7 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         Raises:
             TypeError: As `defer`; likewise the other errors, when awaited.
         """
-        return self._run(check_callable(func), func, args, kwargs, sys._getframe(1))
+        return self._run(check_callable(func), func, args, kwargs, _getframe(1))
 
     async def _run(
         self, kind: Kind, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
@@ -284,7 +298,7 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         name = self._options.name or getattr(func, "__qualname__", "")
         while (room := root._host.room(root, name)) is not None:
             await room
-        return root._register(kind, func, args, kwargs, self._options, frame, execution)
+        return root._register_slowly(kind, func, args, kwargs, self._options, frame, execution)
 
     def with_options(
         self,
@@ -365,8 +379,8 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
             root._decided = decided
             if root._host.hooks.closed:
                 root._host.hooks.emit(ContextClosed(root, root._error, at=root._host.now()))
-            if root._waiting:
-                root._wake()
+            if root._waiting is not None:
+                root._host.release(root)
 
     def end(self, error: BaseException | None = None) -> None:
         """Say that the unit of work is over; closes it when that has not been said.
@@ -379,18 +393,56 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         if not self._closed:
             self.close()
         self._decided = self._ended = True
-        if self._held:
-            self._waiting, self._held = self._held + self._waiting, []
-        if self._waiting:
-            self._wake()
-        if not self._tasks:
-            self._settled()
+        if self._held is not None:
+            self._waiting, self._held = [*self._held, *(self._waiting or ())], None
+            self._host.release(self)
+        if not self.pending and self._host.hooks.settled:
+            self._host.hooks.emit(ContextSettled(self, at=self._host.now()))
+
+    @property
+    def pending(self) -> int:
+        """How many of its tasks have not settled."""
+        root = self._root or self
+        return root._pending + root._sent - root._arrived
 
     def cancel(self, task: TaskHandle[Any], /) -> bool:
         """Cancel one of its tasks; what `TaskHandle.cancel` calls."""
         return self._host.cancel(task, Outcome.CANCELLED_BY_HANDLE)
 
     # -- registration -----------------------------------------------------------------------
+
+    def _register(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, frame: FrameType
+    ) -> TaskHandle[Any]:
+        """Accept a function: the short way, on the loop and far from every limit."""
+        host = self._host
+        if (
+            type(func) is not FunctionType
+            or not func.__code__.co_flags & CO_COROUTINE
+            or running_loop() is not host.home
+            or self._ended
+            or self._pending >= host.max_per_context
+            or len(host.tasks) >= host.roomy
+        ):
+            kind = check_callable(func)
+            return self._register_slowly(kind, func, args, kwargs, options, frame, _DEFERRED)
+        variables = copy_context()
+        if current_unit.get(None) is not self:
+            variables.run(current_unit.set, self)
+        task: TaskHandle[Any] = TaskHandle(
+            _ASYNC, func, args, kwargs, options, self, variables, frame.f_code, frame.f_lineno, host.now(), _DEFERRED, True
+        )
+        host.tasks.add(task)
+        self._pending += 1
+        if host.hooks.deferred:
+            host.hooks.emit(TaskDeferred(task, at=task._created))
+        if self._waiting is not None:
+            self._waiting.append(task)
+        else:
+            self._waiting = [task]
+            if self._closed:
+                host.release(self)
+        return task
 
     def _make(
         self,
@@ -410,7 +462,7 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
             kind, work, args, kwargs, options, self, variables, frame.f_code, frame.f_lineno, now, execution
         )
 
-    def _register(
+    def _register_slowly(
         self,
         kind: Kind,
         work: Any,
@@ -420,17 +472,25 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         frame: FrameType,
         execution: Execution,
     ) -> TaskHandle[Any]:
+        """Accept any work from anywhere, or refuse it."""
         host = self._host
         loop = running_loop()
         try:
-            if loop is not host.loop or host.shut:
+            if loop is None or loop is not host.home:
                 host.meet(loop, work)
             if self._ended:
-                if not self._tasks:
+                if not self.pending:
                     raise _closed_error(self, work)
                 self._after_end += 1
             task = self._make(kind, work, args, kwargs, options, frame, execution)
-            accepted = host.admit(task, self) if loop is not None else host.admit_from_thread(task, self)
+            if loop is None:
+                with host.lock:
+                    accepted = host.admit(task, self)
+                    self._sent += task._tracked
+                host.confirm(task, self)
+            else:
+                accepted = host.admit(task, self)
+                self._pending += task._tracked
         except BaseException:
             close_refused(work)
             raise
@@ -438,50 +498,42 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
             if loop is not None:
                 self._arrive(task)
             elif host.loop is not None:  # meet() has seen to that
-                host.loop.call_soon_threadsafe(self._arrive, task)
+                host.loop.call_soon_threadsafe(self._arrive_from_thread, task)
         return task
+
+    def _arrive_from_thread(self, task: TaskHandle[Any]) -> None:
+        if task._tracked:  # else a new loop has taken over, and it is abandoned already
+            self._pending += 1
+            self._arrived += 1
+            self._arrive(task)
 
     def _arrive(self, task: TaskHandle[Any]) -> None:
         host = self._host
         if host.hooks.deferred:
             host.hooks.emit(TaskDeferred(task, at=task._created))
-        if task._execution is not Execution.DEFERRED:
+        if task._execution is not _DEFERRED:
             host.launch(task, eager=False)
             return
-        self._waiting.append(task)
-        if self._closed:
-            self._wake()
+        if self._waiting is not None:
+            self._waiting.append(task)
+        else:
+            self._waiting = [task]
+            if self._closed:
+                host.release(self)
 
-    def _wake(self) -> None:
-        loop = self._host.loop
-        if not self._scheduled and loop is not None and not loop.is_closed():
-            self._scheduled = True
-            loop.call_soon(self._release)
-
-    def _release(self) -> None:
-        self._scheduled = False
-        batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-        for task in batch:
-            if task._state is not TaskState.PENDING:
-                continue
-            when = task._options.when
-            if when == "always" or (self._decided and (when == "error") is self._failing):
-                self._host.launch(task, eager=True)
-            elif self._decided:
-                self._host.settle(task, TaskState.DISCARDED, Outcome.DISCARDED_BY_WHEN)
-            else:
-                self._held.append(task)
-        if self._waiting:
-            self._wake()
+    def decide(self, task: TaskHandle[Any], /) -> bool | None:
+        """Say whether a released task is to run; None while the outcome is not known (it is held)."""
+        when = task._options.when
+        if when == "always":
+            return True
+        if self._decided:
+            return (when == "error") is self._failing
+        self._held = [*(self._held or ()), task]
+        return None
 
     @property
     def _failing(self) -> bool:
         return self._error is not None or (self._status or 0) >= _FIRST_ERROR_STATUS
-
-    def _settled(self) -> None:
-        """Note that nothing is pending; the unit of work may still go on."""
-        if self._ended and self._host.hooks.settled:
-            self._host.hooks.emit(ContextSettled(self, at=self._host.now()))
 
 
 class _Step:

@@ -7,9 +7,9 @@ supervisor that was opened last on this event loop decides, by its ``out_of_scop
 from __future__ import annotations
 
 import logging
-import sys
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable
+from sys import _getframe
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -60,7 +60,11 @@ def defer(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[
     Raises:
         NoCurrentContextError: There is none, and the supervisor's ``out_of_scope`` is ``"raise"``.
     """
-    return _register(check_callable(func), func, args, kwargs, sys._getframe(1), Execution.DEFERRED)
+    context = current_unit.get(None)
+    if context is not None:
+        root = cast("DeferredContext", context)
+        return root._register(func, args, kwargs, root._options, _getframe(1))
+    return _register(check_callable(func), func, args, kwargs, _getframe(1), Execution.DEFERRED)
 
 
 def wait_until(awaitable: Awaitable[T], /) -> TaskHandle[T]:
@@ -71,7 +75,7 @@ def wait_until(awaitable: Awaitable[T], /) -> TaskHandle[T]:
             ``out_of_scope`` is ``"raise"``; a coroutine is closed.
     """
     check_awaitable(awaitable)
-    return _register(Kind.AWAITABLE, awaitable, (), {}, sys._getframe(1), Execution.CONCURRENT)
+    return _register(Kind.AWAITABLE, awaitable, (), {}, _getframe(1), Execution.CONCURRENT)
 
 
 def _register(
@@ -92,7 +96,7 @@ def _register(
         options = once_only(options, options, work)
     if ignored:
         return _ignore(context, kind, work, args, kwargs, options, frame, execution)
-    return context._register(kind, work, args, kwargs, options, frame, execution)
+    return context._register_slowly(kind, work, args, kwargs, options, frame, execution)
 
 
 def _host_outside() -> Host:

@@ -12,14 +12,12 @@ from collections.abc import Callable, Set
 from typing import Any
 
 from deferred._events import DrainReport, Outcome, TaskState, UnfinishedTask
-from deferred._task import TaskHandle, running_task
+from deferred._task import TaskHandle, Unit, running_task
 
 __all__ = ["Drain"]
 
 Cancel = Callable[[TaskHandle[Any], Outcome], bool]
 Settle = Callable[[TaskHandle[Any], TaskState, Outcome], None]
-
-_CUT = frozenset({Outcome.CANCELLED_BY_DRAIN, Outcome.EXHAUSTED_DEADLINE})
 
 
 class Drain:
@@ -29,11 +27,13 @@ class Drain:
         live: The set that tasks leave when they settle; read, never changed.
         timeout: Seconds until what is left is cancelled.
         grace: Seconds between that and abandonment.
+        unit: Wait for the tasks of this context alone.
     """
 
-    def __init__(self, live: Set[TaskHandle[Any]], timeout: float, grace: float) -> None:
+    def __init__(self, live: Set[TaskHandle[Any]], timeout: float, grace: float, unit: Unit | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._live = live
+        self._unit = unit
         self._me = running_task.get(None)  # a task that drains its own context must not wait for itself
         self._grace = grace
         self._idle: asyncio.Future[None] | None = None
@@ -46,11 +46,14 @@ class Drain:
 
     def unfinished(self) -> list[TaskHandle[Any]]:
         """Return the tasks that this drain still waits for, the oldest first."""
-        return sorted((task for task in tuple(self._live) if task is not self._me), key=lambda task: task._created)
+        tasks = (task for task in tuple(self._live) if task is not self._me)
+        if self._unit is not None:
+            tasks = (task for task in tasks if task._unit is self._unit)
+        return sorted(tasks, key=lambda task: task._created)
 
     def note(self, task: TaskHandle[Any]) -> None:
-        """Count a task of the live set that has just reached its terminal state."""
-        if task not in self._live:
+        """Count a task that has just reached its terminal state."""
+        if not task._tracked:
             return
         if task._state is TaskState.SUCCEEDED:
             self.finished += 1
@@ -58,14 +61,19 @@ class Drain:
             self.failed += 1
         elif task._state is TaskState.ABANDONED:
             self.abandoned.append(self._record(task))
-        elif task._outcome in _CUT:
+        elif task._outcome is Outcome.CANCELLED_BY_DRAIN or task._outcome is Outcome.EXHAUSTED_DEADLINE:
             self.cancelled.append(self._record(task))
 
-    def check(self) -> None:
-        """Wake up if nothing is left; called when a task has left the live set."""
-        idle = self._idle
-        if idle is not None and not idle.done() and len(self._live) <= (self._me in self._live):
-            idle.set_result(None)
+    def wake(self) -> None:
+        """Stop waiting if nothing is left; called when a task has settled."""
+        if self._idle is not None and not self._idle.done() and not self._left():
+            self._idle.set_result(None)
+
+    def _left(self) -> int:
+        mine = self._me is not None and self._me in self._live
+        if self._unit is None:
+            return len(self._live) - mine
+        return self._unit.pending - (mine and self._me is not None and self._me._unit is self._unit)
 
     async def run(self, cancel: Cancel, settle: Settle) -> None:
         """Wait, cancel, abandon. When it is itself cancelled: abandon at once, and re-raise."""
@@ -96,11 +104,11 @@ class Drain:
         """Wait until nothing is left, at most until this time of the loop's clock."""
         try:
             async with asyncio.timeout_at(until):
-                while self.unfinished():
+                while self._left():
                     self._idle = self._loop.create_future()
                     await self._idle
         except TimeoutError:
-            return not self.unfinished()
+            return not self._left()
         finally:
             self._idle = None
         return True

@@ -47,6 +47,7 @@ class Hooks:
         "deferred",
         "limit",
         "opened",
+        "quiet",
         "settled",
         "started",
         "step",
@@ -67,6 +68,7 @@ class Hooks:
         self.deferred = self.listeners(TaskDeferred)
         self.started = self.listeners(TaskStarted)
         self.succeeded = self.listeners(TaskSucceeded)
+        self.quiet = not self.succeeded and not self.settled
 
     def add(self, hook: object) -> None:
         """Add a listener; it is told what happens from now on."""

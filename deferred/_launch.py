@@ -26,6 +26,7 @@ from deferred._context import DeferredContext, hosts
 from deferred._drain import Drain
 from deferred._events import (
     ContextOpened,
+    ContextSettled,
     Event,
     Execution,
     Outcome,
@@ -41,7 +42,7 @@ from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
 from deferred._run import run_inline, run_plain, run_task
-from deferred._task import TERMINAL, ErrorHook, TaskHandle, TaskOptions
+from deferred._task import ErrorHook, TaskHandle, TaskOptions
 from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
 
 __all__ = ["Launcher"]
@@ -51,8 +52,12 @@ logger = logging.getLogger("deferred")
 _EAGER = sys.version_info >= (3, 12)
 _BATCH = 32
 _NO_KWARGS: dict[str, Any] = {}
+_OK = Outcome.SUCCEEDED
 _SUCCEEDED = TaskState.SUCCEEDED
+_Task: Any = asyncio.Task  # its eager_start is not in the types of every Python version
+_ASYNC = Kind.ASYNC
 _SYNC = Kind.SYNC
+_NOWHERE = object()
 
 
 class Launcher:
@@ -61,25 +66,29 @@ class Launcher:
     Attributes:
         tasks: Every accepted task that has not settled; what a drain waits for.
         detached: Those of fire-and-forget routes, which no drain waits for.
-        counts: How many tasks reached each terminal state.
+        succeeded: How many tasks ended well; `unhappy` counts the other endings.
         deadline: The end of the drain under way, on the loop's clock.
-        shut: Whether no more work is accepted, or a fork made it so (`why` says which).
+        home: The loop, as long as work is accepted there; else nothing that is equal to it.
+        why: Why no more work is accepted, in words.
     """
 
     __slots__ = (
         "__weakref__",
         "_ambient",
-        "_lock",
         "_offload",
         "_pumping",
+        "_released",
+        "_releasing",
         "_rooms",
         "claimed",
-        "counts",
         "deadline",
         "detached",
         "drains",
         "grace",
+        "home",
         "hooks",
+        "lazy",
+        "lock",
         "loop",
         "max_pending",
         "max_per_context",
@@ -91,12 +100,14 @@ class Launcher:
         "owner",
         "overflow",
         "plain",
+        "roomy",
         "seen",
-        "shut",
         "slots",
+        "succeeded",
         "task_scope",
         "tasks",
         "timeout",
+        "unhappy",
         "warned",
         "why",
     )
@@ -135,21 +146,26 @@ class Launcher:
         self.tasks: set[TaskHandle[Any]] = set()
         self.detached: set[TaskHandle[Any]] = set()
         self.claimed: set[Any] = set()
-        self.counts = dict.fromkeys(TERMINAL, 0)
+        self.succeeded = 0
+        self.unhappy = dict.fromkeys(TaskState, 0)
         self.drains: list[Drain] = []
         self.loop: AbstractEventLoop | None = None
         self.seen: AbstractEventLoop | None = None
         self.opened = False
+        self.lazy = True
         self.owner: Callable[[], Any] | None = None
         self.deadline: float | None = None
         self.now = time.monotonic
-        self.shut = False
-        self.why = ""
+        self.home: object = _NOWHERE
+        self.why: str | None = None
+        self.roomy = 0 if self.slots.named else max_pending
         self.warned = False
         self._offload = offload
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._pumping = False
         self._rooms: list[Future[None]] = []
+        self._released: list[DeferredContext] = []
+        self._releasing = False
         self._ambient: DeferredContext | None = None
 
     @property
@@ -173,8 +189,18 @@ class Launcher:
             self.seen = loop  # bound by the first registration, if there is one
         context = DeferredContext(self, self.options, describe, subject)
         if self.hooks.opened:
-            self.hooks.emit(ContextOpened(context, at=self.now()))
+            self.tell_opened(context)
         return context
+
+    def tell_opened(self, context: DeferredContext) -> None:
+        """Tell the hooks that a unit of work began."""
+        self.hooks.emit(ContextOpened(context, at=self.now()))
+
+    def adopt(self, other: Launcher) -> None:
+        """Have the supervisor of `other` drained with this one's."""
+        mine, theirs = (launcher.owner and launcher.owner() for launcher in (self, other))
+        if mine is not None and theirs is not None:
+            mine.adopt(theirs)
 
     # -- the event loop ---------------------------------------------------------------------
 
@@ -185,7 +211,7 @@ class Launcher:
             SupervisorClosedError: No more work is accepted.
             EventLoopError: There is no usable loop, or another one is in use.
         """
-        if self.shut:
+        if self.why is not None:
             message = f"{name_of(work)} was not accepted: {self.why}"
             raise SupervisorClosedError(message)
         if loop is None and not _in_trio():
@@ -211,9 +237,10 @@ class Launcher:
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
         for task in (*self.tasks, *self.detached):
             self.settle(task, TaskState.ABANDONED, Outcome.ABANDONED)
-        self.loop = loop
-        self.now = loop.time
-        self._pumping = False
+        self.loop = self.home = loop
+        # The method itself is a Python function around this one; loops with a clock of their own keep it.
+        self.now = time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+        self._pumping = self._releasing = False
         if not self.opened:
             logger.warning(
                 "this supervisor was never opened, so nothing drains it and work can be lost at shutdown: let the "
@@ -226,6 +253,11 @@ class Launcher:
 
     # -- acceptance -------------------------------------------------------------------------
 
+    def shut(self, why: str | None) -> None:
+        """Take no more work, for this reason; None: take work again."""
+        self.why = why
+        self.home = self.loop if why is None else _NOWHERE
+
     def admit(self, task: TaskHandle[Any], context: DeferredContext, /) -> bool:
         """Accept `task` (True), or do what the overflow policy says.
 
@@ -237,44 +269,37 @@ class Launcher:
         if claims and task._work in self.claimed:
             message = f"the coroutine {task.name!r} was registered before: a coroutine runs once, pass a fresh one"
             raise ValueError(message)
-        own = context._tasks
-        waiting = len(self.tasks) + len(self.detached) - self.slots.busy
-        if (
-            waiting >= self.max_pending
-            or len(own) >= self.max_per_context
-            or context._after_end > self.max_per_context
-            or self.slots.named
-        ):
-            full = self._full(context, task.name, waiting)
-            if full is not None:
-                return self._overflow(task, context, full)
-            self.slots.accept(task)
+        full = self._full(context, task.name)
+        if full is not None:
+            return self._overflow(task, context, full)
+        self.slots.accept(task)
         if claims:
             self.claimed.add(task._work)
         if task._execution is Execution.FIRE_AND_FORGET:
             self.detached.add(task)
         else:
+            task._tracked = True
             self.tasks.add(task)
-            own.add(task)
         return True
 
-    def admit_from_thread(self, task: TaskHandle[Any], context: DeferredContext, /) -> bool:
-        """As `admit`, one thread at a time, and against a drain that ends meanwhile."""
-        with self._lock:
-            accepted = self.admit(task, context)
-        if accepted and self.shut:  # it was shut after meet() had looked
+    def confirm(self, task: TaskHandle[Any], context: DeferredContext, /) -> None:
+        """Take back what a thread registered while the supervisor was shut, and raise."""
+        if self.why is not None:
             self.tasks.discard(task)
-            context._tasks.discard(task)
+            if task._tracked:
+                task._tracked = False
+                with self.lock:
+                    context._sent -= 1
             self.meet(None, task._work)
-        return accepted
 
-    def _full(self, context: DeferredContext, name: str, waiting: int) -> str | None:
+    def _full(self, context: DeferredContext, name: str) -> str | None:
         """Return which limit is reached, in words; None when none is."""
+        waiting = len(self.tasks) + len(self.detached) - self.slots.busy
         if waiting >= self.max_pending:
             return f"{waiting} tasks wait already (max_pending={self.max_pending})"
         if context is not self._ambient:
-            if len(context._tasks) >= self.max_per_context:
-                return f"its context has {len(context._tasks)} unfinished tasks (max_per_context={self.max_per_context})"
+            if context.pending >= self.max_per_context:
+                return f"its context has {context.pending} unfinished tasks (max_per_context={self.max_per_context})"
             if context._after_end > self.max_per_context:
                 return (
                     "its context has ended and its tasks have registered "
@@ -296,8 +321,7 @@ class Launcher:
 
     def room(self, context: DeferredContext, name: str, /) -> Future[None] | None:
         """Return what to wait for while a limit is reached and the policy is ``"wait"``."""
-        waiting = len(self.tasks) + len(self.detached) - self.slots.busy
-        if self.overflow != "wait" or self._full(context, name, waiting) is None:
+        if self.overflow != "wait" or self._full(context, name) is None:
             return None
         room: Future[None] = asyncio.get_running_loop().create_future()
         self._rooms.append(room)
@@ -311,38 +335,101 @@ class Launcher:
 
     # -- start and end ----------------------------------------------------------------------
 
+    def release(self, context: DeferredContext, /) -> None:
+        """Launch what has waited in `context`, from the next turn of the loop on."""
+        self._released.append(context)
+        if not self._releasing and self.loop is not None and not self.loop.is_closed():
+            self._releasing = True
+            self.loop.call_soon(self._launch_released)
+
+    def _launch_released(self) -> None:
+        """Launch a batch of what has waited in closed contexts, in order."""
+        self._releasing = False
+        contexts, self._released = self._released, []
+        slots, options, loop = self.slots, self.options, self.loop
+        room = _BATCH
+        direct = _EAGER and self.plain and self.deadline is None and loop.get_task_factory() is None  # type: ignore[union-attr]  # release() has seen to that
+        for context in contexts:
+            batch, context._waiting = context._waiting, None
+            if batch is None:
+                continue
+            if len(batch) > room:
+                context._waiting = batch[room:]
+                self.release(context)
+                del batch[room:]
+            room -= len(batch)
+            for task in batch:
+                if task._outcome is not None:
+                    continue
+                if (
+                    direct
+                    and task._options is options
+                    and task._kind is _ASYNC
+                    and slots.busy < slots.max_running
+                    and not slots.queues
+                    and not slots.named
+                ):
+                    # What _start() does, without the way there: most tasks are like this.
+                    slots.busy += 1
+                    task._slot = True
+                    runner = _Task(run_plain(task, self), loop=loop, context=task._vars, eager_start=True)
+                    if task._outcome is None:
+                        self._keep(task, runner)
+                else:
+                    self._launch_decided(task, context)
+
+    def _launch_decided(self, task: TaskHandle[Any], context: DeferredContext) -> None:
+        decision = context.decide(task)
+        if decision:
+            self.launch(task, eager=True)
+        elif decision is False:
+            self.settle(task, TaskState.DISCARDED, Outcome.DISCARDED_BY_WHEN)
+
     def launch(self, task: TaskHandle[Any], /, *, eager: bool) -> None:
         """Start `task` as soon as there is a slot."""
+        slots = self.slots
         if self.deadline is not None and self.now() >= self.deadline:
             self.settle(task, TaskState.CANCELLED, Outcome.EXHAUSTED_DEADLINE)
-        elif self.slots.take(task):
-            self._start(task, eager=eager)
+        elif slots.busy < slots.max_running and not slots.queues and not slots.named:
+            slots.busy += 1
+            self._start(task, eager)
+        elif slots.take(task):
+            self._start(task, eager)
 
-    def _start(self, task: TaskHandle[Any], *, eager: bool) -> None:
+    def _start(self, task: TaskHandle[Any], eager: bool) -> None:  # noqa: FBT001  # the hot path
         """Run `task`, which has a slot, in an asyncio task of its own."""
         task._slot = True
         if self._rooms:
             self._make_room()
         options = task._options
-        plain = self.plain if options is self.options else options.plain and self.task_scope is None
-        coroutine = (run_plain if plain and task._kind is not _SYNC else run_task)(task, self)
         loop: Any = self.loop
+        if (self.plain if options is self.options else options.plain and self.task_scope is None) and (
+            task._kind is not _SYNC
+        ):
+            coroutine = run_plain(task, self)
+        else:
+            coroutine = run_task(task, self)
         try:
             if _EAGER and eager and loop.get_task_factory() is None:
                 runner = asyncio.Task(coroutine, loop=loop, context=task._vars, eager_start=True)
+                if task._outcome is not None:
+                    return
             else:
                 runner = loop.create_task(coroutine, context=task._vars)
                 runner.add_done_callback(partial(self._never_ran, task))
-        except BaseException as error:  # noqa: BLE001  # no memory, or the loop closes under us: told as the task's failure
+        except BaseException as error:  # noqa: BLE001  # no memory, or the loop closes under us: the task's failure
             coroutine.close()
             task._error = error
             self.settle(task, TaskState.FAILED, Outcome.FAILED)
             return
-        if task._state not in TERMINAL:
-            task._runner = runner
-            runner.set_name(task.name)
-            if isinstance(runner, asyncio.Task):  # a task factory may make anything
-                runner._log_destroy_pending = False  # type: ignore[attr-defined]  # one left behind is reported by us, by name
+        self._keep(task, runner)
+
+    def _keep(self, task: TaskHandle[Any], runner: asyncio.Task[None]) -> None:
+        """Note the asyncio task of one that goes on after its first step."""
+        task._runner = runner
+        runner.set_name(task.name)
+        if isinstance(runner, asyncio.Task):  # a task factory may make anything
+            runner._log_destroy_pending = False  # type: ignore[attr-defined]  # one left behind is reported by us, by name
 
     def _never_ran(self, task: TaskHandle[Any], _runner: object) -> None:
         """Settle a task that was cancelled before its first step."""
@@ -369,7 +456,7 @@ class Launcher:
 
     def cancel(self, task: TaskHandle[Any], outcome: Outcome, /) -> bool:
         """End `task`: at once if it has not started, else by a `CancelledError` inside it."""
-        if task._state in TERMINAL or task._execution is Execution.SEQUENTIAL:
+        if task._outcome is not None or task._execution is Execution.SEQUENTIAL:
             return False
         if running_loop() is not self.loop:
             self.on_loop(self.cancel, task, outcome)
@@ -393,46 +480,88 @@ class Launcher:
             runner.cancel()
         return True
 
+    def succeed(self, task: TaskHandle[Any], /) -> None:
+        """Settle a task that has returned: the short way, where nobody waits or watches."""
+        context: Any = task._unit
+        if (
+            self.drains
+            or self._rooms
+            or self.slots.queues
+            or self.hooks.quiet is False
+            or not task._tracked
+            or task._waiters is not None
+            or context._drains
+            or task._kind is not _ASYNC
+            or self.slots.named
+            or task._outcome is not None
+        ):
+            self.settle(task, _SUCCEEDED, _OK)
+            return
+        task._state = _SUCCEEDED
+        task._outcome = _OK
+        task._tracked = task._slot = False
+        task._vars = task._runner = None
+        task._args = ()
+        task._kwargs = _NO_KWARGS
+        self.slots.busy -= 1
+        self.tasks.discard(task)
+        self.succeeded += 1
+        context._finished += 1
+        context._pending -= 1
+
     def settle(self, task: TaskHandle[Any], state: TaskState, outcome: Outcome, /) -> None:
         """Bring `task` to its end: once, whoever comes first."""
-        if task._state in TERMINAL:
+        if task._outcome is not None:
             return
         task._state = state
         task._outcome = outcome
         context: Any = task._unit
-        if task._slot:
-            task._slot = False
-            self.slots.give(task)
-            if self.slots.waiting:
-                self._schedule_pump()
-        self.counts[state] += 1
+        hooks = self.hooks
         if state is _SUCCEEDED:
+            self.succeeded += 1
             context._finished += 1
-            if self.hooks.succeeded:
-                self.hooks.emit(TaskSucceeded(task, task._attempts, at=self.now()))
+            if hooks.succeeded:
+                hooks.emit(TaskSucceeded(task, task._attempts, at=self.now()))
         else:
             self._tell_ending(task, context, state, outcome)
-        for drain in self.drains:
-            drain.note(task)
-        own = context._tasks
-        if task in own:
+        watched = self.drains or context._drains
+        if watched:
+            watched = (*self.drains, *context._drains)
+            for drain in watched:
+                drain.note(task)
+        slots = self.slots
+        if task._slot:
+            task._slot = False
+            if slots.named:
+                slots.give(task)
+            else:
+                slots.busy -= 1
+            if slots.queues:
+                self._schedule_pump()
+        if task._tracked:
+            task._tracked = False
             self.tasks.discard(task)
-            own.discard(task)
-            if not own and context._ended:
-                context._settled()
-        self._release(task)
+            context._pending -= 1
+            if hooks.settled and context._ended and not context.pending:
+                hooks.emit(ContextSettled(context, at=self.now()))
+        task._vars = task._runner = None
+        if task._args or task._kwargs:
+            task._args, task._kwargs = (), _NO_KWARGS
+        if task._kind is not _ASYNC or slots.named or self.detached:
+            self._release(task)
         if task._waiters is not None:
             _notify(task._waiters)
         if self._rooms:
             self._make_room()
-        for drain in self.drains:
-            drain.check()
+        for drain in watched:
+            drain.wake()
 
     def _tell_ending(
         self, task: TaskHandle[Any], context: DeferredContext, state: TaskState, outcome: Outcome
     ) -> None:
         now = self.now()
         event: Event
+        self.unhappy[state] += 1
         if state is TaskState.FAILED:
             context._failed += 1
             error: Any = task._error
@@ -449,30 +578,26 @@ class Launcher:
             self.hooks.emit(TaskAbandoned(task, at=now))
 
     def _release(self, task: TaskHandle[Any]) -> None:
-        """Let go of all that a settled task no longer needs."""
+        """Let go of what only some tasks hold."""
         if self.slots.named:
             self.slots.forget(task)
-        if self.detached:
+        if task._execution is Execution.FIRE_AND_FORGET:
             self.detached.discard(task)
         if task._kind is Kind.AWAITABLE:
             if not task._attempts:
                 close_refused(task._work)
-            if self.claimed:
-                self.claimed.discard(task._work)
-        task._args = ()
-        task._kwargs = _NO_KWARGS
-        task._vars = task._runner = None
+            self.claimed.discard(task._work)
 
     # -- waiting ----------------------------------------------------------------------------
 
     async def drain_context(self, context: DeferredContext, timeout: float | None, /) -> DrainReport:
         """Drain the tasks of one context; the counts are of its whole life."""
-        drain = Drain(context._tasks, self.timeout if timeout is None else timeout, self.grace)
-        self.drains.append(drain)
+        drain = Drain(self.tasks, self.timeout if timeout is None else timeout, self.grace, context)
+        context._drains = (*context._drains, drain)
         try:
             await drain.run(self.cancel, self.settle)
         finally:
-            self.drains.remove(drain)
+            context._drains = tuple(other for other in context._drains if other is not drain)
         await self.hooks.finish(self.grace)
         report = drain.report()
         return DrainReport(context._finished, context._failed, report.cancelled, report.abandoned)

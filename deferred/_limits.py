@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from deferred._task import TERMINAL, TaskHandle
+from deferred._task import TaskHandle
 
 __all__ = ["Limit", "Slots", "check_count"]
 
@@ -75,19 +75,14 @@ class _Named:
 class Slots:
     """The running slots of one supervisor, and the queue for them. Lives as long as it."""
 
-    __slots__ = ("_named", "_queues", "busy", "max_running", "named")
+    __slots__ = ("_named", "busy", "max_running", "named", "queues")
 
     def __init__(self, max_running: int, limits: Mapping[str, Limit]) -> None:
         self.max_running = max_running
         self.busy = 0
         self._named = {name: _Named(limit) for name, limit in limits.items()}
         self.named = bool(self._named)  # the hot path asks this first
-        self._queues: dict[int, deque[TaskHandle[Any]]] = {}  # by context, in the order of their turns
-
-    @property
-    def waiting(self) -> bool:
-        """Whether somebody may be next."""
-        return bool(self._queues)
+        self.queues: dict[int, deque[TaskHandle[Any]]] = {}  # by context, in the order of their turns
 
     def crowded(self, name: str) -> bool:
         """Say whether no further task of this name may wait."""
@@ -106,8 +101,8 @@ class Slots:
 
     def take(self, task: TaskHandle[Any]) -> bool:
         """Take a slot for `task`, or queue it and say no."""
-        if self._queues or self.busy >= self.max_running:
-            self._queues.setdefault(id(task._unit), deque()).append(task)
+        if self.queues or self.busy >= self.max_running:
+            self.queues.setdefault(id(task._unit), deque()).append(task)
             return False
         return self._take(task)
 
@@ -131,19 +126,19 @@ class Slots:
         """Give the next task of a limited name its turn again."""
         while named.parked:
             task = named.parked.popleft()
-            if task._state not in TERMINAL:
-                self._queues.setdefault(id(task._unit), deque()).appendleft(task)
+            if task._outcome is None:
+                self.queues.setdefault(id(task._unit), deque()).appendleft(task)
                 return
 
     def next(self) -> TaskHandle[Any] | None:
         """Take a slot for whoever is next and return it; None when nobody can start now."""
-        while self._queues and self.busy < self.max_running:
-            turn, queue = next(iter(self._queues.items()))
-            del self._queues[turn]
+        while self.queues and self.busy < self.max_running:
+            turn, queue = next(iter(self.queues.items()))
+            del self.queues[turn]
             task = queue.popleft()
             if queue:
-                self._queues[turn] = queue  # to the end: the others' turn
-            if task._state in TERMINAL:  # cancelled while it waited: its turn is the next one's
+                self.queues[turn] = queue  # to the end: the others' turn
+            if task._outcome is not None:  # cancelled while it waited: its turn is the next one's
                 if (named := self._named.get(task.name)) is not None:
                     self._unpark(named)
             elif self._take(task):

@@ -60,6 +60,10 @@ class Runtime(Protocol):
         """Return the time of the loop's clock in seconds."""
         ...
 
+    def succeed(self, task: TaskHandle[Any], /) -> None:
+        """Bring `task`, which has returned, to its end."""
+        ...
+
     def settle(self, task: TaskHandle[Any], state: TaskState, outcome: Outcome, /) -> None:
         """Bring `task` to its end."""
         ...
@@ -80,7 +84,7 @@ async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
     except BaseException as error:  # noqa: BLE001  # the rule of this file
         runtime.settle(task, *_ending(task, error))
     else:
-        runtime.settle(task, _SUCCEEDED, _OK)
+        runtime.succeed(task)
 
 
 async def run_task(task: TaskHandle[Any], runtime: Runtime) -> None:

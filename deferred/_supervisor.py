@@ -158,10 +158,11 @@ class Supervisor:
         launcher = self._launcher
         loop = asyncio.get_running_loop()
         if not self._openings:
-            launcher.shut = False
-            launcher.opened = True
+            launcher.opened, launcher.lazy = True, False
+            launcher.why = None
             if launcher.loop is not loop:
                 launcher.meet(loop, self)
+            launcher.shut(None)
         self._openings += 1
 
     async def close(self) -> None:
@@ -169,14 +170,15 @@ class Supervisor:
         launcher = self._launcher
         self._openings -= 1
         try:
-            if not launcher.shut:
+            if launcher.why is None:
                 await self.drain()
         finally:
             self._shut("it has been drained and closed; work must be registered before the shutdown")
 
     def _shut(self, why: str) -> None:
         launcher = self._launcher
-        launcher.shut, launcher.why = True, why
+        launcher.shut(why)
+        launcher.lazy = True
         reference = weakref.ref(launcher)
         if reference in hosts:
             hosts.remove(reference)
@@ -294,11 +296,11 @@ class Supervisor:
     def stats(self) -> SupervisorStats:
         """Return the counts of now, and of all tasks that ended since it was made."""
         launcher = self._launcher
-        counts = launcher.counts
+        counts = launcher.unhappy
         return SupervisorStats(
             pending=len(launcher.tasks) + len(launcher.detached) - launcher.slots.busy,
             running=launcher.slots.busy,
-            succeeded=counts[TaskState.SUCCEEDED],
+            succeeded=launcher.succeeded,
             failed=counts[TaskState.FAILED],
             cancelled=counts[TaskState.CANCELLED],
             discarded=counts[TaskState.DISCARDED],
@@ -308,7 +310,7 @@ class Supervisor:
     @property
     def draining(self) -> bool:
         """Whether a drain is under way, or it is closed: time for a readiness probe to turn red."""
-        return self._draining is not None or self._launcher.shut
+        return self._draining is not None or self._launcher.why is not None
 
     def add_hook(self, hook: Hook) -> None:
         """Tell `hook` what happens from now on."""
@@ -376,8 +378,7 @@ def _after_fork() -> None:
         if launcher.loop is not None:
             launcher.tasks.clear()
             launcher.detached.clear()
-            launcher.shut = True
-            launcher.why = (
+            launcher.shut(
                 "it was started before this process was forked, and its work lives in the parent; "
                 "make and open a supervisor after the fork"
             )

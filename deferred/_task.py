@@ -26,7 +26,6 @@ from deferred._retry import RetryPolicy, seconds
 from deferred.exceptions import TaskUnfinishedError
 
 __all__ = [
-    "TERMINAL",
     "CallNext",
     "ErrorHook",
     "Hook",
@@ -52,8 +51,6 @@ Hook: TypeAlias = Callable[[Event], Awaitable[object] | object]
 ErrorHook: TypeAlias = Callable[[TaskFailed], Awaitable[object] | object]
 
 _PENDING = TaskState.PENDING
-_RUNNING = TaskState.RUNNING
-TERMINAL = frozenset(TaskState) - {_PENDING, _RUNNING}
 
 _numbers = itertools.count(1)
 _prefix = secrets.token_hex(4)
@@ -90,6 +87,8 @@ class Unit(Protocol):
     def id(self) -> str: ...
     @property
     def label(self) -> str: ...
+    @property
+    def pending(self) -> int: ...
 
     def cancel(self, task: TaskHandle[Any], /) -> bool:
         """Cancel one of its tasks."""
@@ -216,6 +215,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     _line: int
     _created: float
     _execution: Execution
+    _tracked: bool = False  # whether a drain waits for it
     _id: str | None = None
     _state: TaskState = _PENDING
     _attempts: int = 0
@@ -306,7 +306,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
 
     def done(self) -> bool:
         """Say whether it has reached a terminal state."""
-        return self._state in TERMINAL
+        return self._outcome is not None
 
     def result(self) -> T_co:
         """Return what the task returned.
@@ -324,7 +324,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
             raise self._error
         if state is TaskState.CANCELLED:
             raise asyncio.CancelledError(f"task {self.name!r} was cancelled")
-        if state in TERMINAL:
+        if self._outcome is not None:
             message = f"task {self.name!r} (deferred at {self.site}) was {state.value} and has no result"
             raise TaskUnfinishedError(message)
         message = f"task {self.name!r} is {state.value}; `await handle` waits for its end"
@@ -339,18 +339,18 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         Returns:
             Whether there was anything left to cancel.
         """
-        return self._state not in TERMINAL and self._unit.cancel(self)
+        return self._outcome is None and self._unit.cancel(self)
 
     def __await__(self) -> Generator[Any, None, T_co]:
         """Wait for the end, then return the result or raise the error."""
-        if self._state not in TERMINAL:
+        if self._outcome is None:
             waiter = asyncio.get_running_loop().create_future()
             if self._waiters is None:
                 self._waiters = []
             waiters = self._waiters
             waiters.append(waiter)
             try:
-                if self._state not in TERMINAL:  # it may have settled in another thread just now
+                if self._outcome is None:  # it may have settled in another thread just now
                     yield from waiter
             finally:
                 if waiter in waiters:

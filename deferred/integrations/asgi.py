@@ -8,12 +8,12 @@ closes the connection under the next request.
 
 from __future__ import annotations
 
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from deferred._context import DeferredContext
 from deferred._current import current_context
-from deferred._launch import Launcher
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError, TaskRejectedError
@@ -95,91 +95,98 @@ class DeferredMiddleware:
         self.app = app
         self.supervisor = supervisor if supervisor is not None else Supervisor()
         self._given = supervisor is not None
-        self._lifetime = lifetime
-        self._launcher: Launcher = self.supervisor._launcher
+        self._stays = lifetime == "request"
+        self._launcher = self.supervisor._launcher
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
         kind = scope["type"]
-        if kind == "http" or kind == "websocket":  # noqa: PLR1714  # the hot path: no set, no hashing
-            outer: DeferredContext | None = scope.get(KEY)
-            if outer is None or outer._ended:
-                await self._serve(scope, receive, send)
-            elif not self._given or outer._host is self._launcher:
-                await self.app(scope, receive, send)  # mounted twice: one context, the outer one
-            else:
-                await self._serve_nested(outer, scope, receive, send)
-        elif kind == "lifespan":
-            await Lifespan(self.app, self.supervisor).run(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = self._launcher.open(_label, scope)
-        exchange = Exchange(context, receive, send)
+        if (kind != "http" and kind != "websocket") or KEY in scope:  # noqa: PLR1714  # no set, no hashing: the hot path
+            await self._dispatch(scope, receive, send)
+            return
+        launcher = self._launcher
+        if launcher.lazy:
+            launcher.seen = running_loop()  # bound by the first registration, if there is one
+        context = Exchange(launcher, launcher.options, _label, scope)
+        context._receive = receive
+        context._send = send
+        hooks = launcher.hooks
+        if hooks.opened:
+            launcher.tell_opened(context)
         scope[KEY] = context
         token = current_unit.set(context)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
-        except TaskRejectedError as error:
-            if exchange.started or scope["type"] != "http":
-                context.end(error)
-                raise
-            await exchange.refuse(error)
-            context.end(error)
+            await self.app(scope, context.receive, context.send)
         except BaseException as error:
-            context.end(error)
-            raise
+            if not await context.absorb(error, scope):
+                raise
         else:
-            if context._status is None and scope["type"] == "http":
-                context._status = 500  # what every server answers for an app that sent nothing
-            context.end()
+            if context._closed and context._held is None and not hooks.settled:
+                context._decided = context._ended = True  # what finish() does, in most cases
+            else:
+                context.finish(scope)
         finally:
             current_unit.reset(token)
-        if self._lifetime == "request":
+            if KEY in scope:
+                del scope[KEY]  # the scope must not hold what holds the scope
+        if self._stays:
             await context.drained()
 
-    async def _serve_nested(self, outer: DeferredContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve an app mounted inside another that has a supervisor of its own: each has its context."""
-        host = outer._host
-        if isinstance(host, Launcher) and host.owner is not None and (owner := host.owner()) is not None:
-            owner.adopt(self.supervisor)  # a mounted app is told of no shutdown
-        await self._serve(scope, receive, send)
-        scope[KEY] = outer
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what is no request, or one that has a context already."""
+        if scope["type"] == "lifespan":
+            await Lifespan(self.app, self.supervisor).run(scope, receive, send)
+            return
+        outer: DeferredContext | None = scope.get(KEY)
+        if outer is None or (not outer._ended and (not self._given or outer._host is self._launcher)):
+            await self.app(scope, receive, send)  # unknown; or mounted twice: one context, the outer one
+            return
+        # A supervisor of its own inside another's request: each has its context, the outer
+        # one drains both, because a mounted app is told of no shutdown.
+        if not outer._ended:
+            outer._host.adopt(self._launcher)
+        del scope[KEY]
+        try:
+            await self(scope, receive, send)
+        finally:
+            scope[KEY] = outer
 
 
-class Exchange:
-    """The two channels of one request, watched for its end. Lives as long as the app call."""
+class Exchange(DeferredContext):
+    """The context of one request or websocket, which watches its two channels for the end.
 
-    __slots__ = ("_context", "_receive", "_send", "_trailers", "started")
+    It lives as long as the app call, and until its work has settled.
+    """
 
-    def __init__(self, context: DeferredContext, receive: Receive, send: Send) -> None:
-        self._context = context
-        self._receive = receive
-        self._send = send
-        self._trailers = False
-        self.started = False
+    _receive: Any = None
+    _send: Any = None
+    _accepted: bool = False
+    _trailers: bool = False
 
     async def receive(self) -> Message:
         """Receive for the app; note when the client is gone."""
-        message = await self._receive()
-        if message["type"] in _GONE and not self._context._closed:
-            self._context.close(decided=False)
+        message: Message = await self._receive()
+        if message["type"] in _GONE and not self._closed:
+            self.close(decided=False)
         return message
 
-    def send(self, message: Message) -> Awaitable[None]:
+    def send(self, message: Message) -> Any:  # noqa: ANN401  # the server's own awaitable
         """Send for the app; note the status, and when the last part is out."""
         kind = message["type"]
-        if kind == "http.response.body":
-            last = not message.get("more_body", False) and not self._trailers
-        elif kind == "http.response.start":
-            self.started = True
-            self._context._status = message["status"]
-            self._trailers = message.get("trailers", False)
-            last = False
-        else:
-            last = self._note(kind, message)
-        return self._finish(message) if last else self._send(message)
+        if kind == "http.response.start":
+            self._status = message["status"]
+            if len(message) > _START_KEYS and "trailers" in message:
+                self._trailers = message["trailers"]
+        elif (
+            not message.get("more_body", False) and not self._trailers
+            if kind == "http.response.body"
+            else self._note(kind, message)
+        ):
+            if self._pending or self._sent or self._host.hooks.closed or self._closed:
+                return self._send_last(message)
+            # No work that could notice: nobody has to wait for the server to have taken it.
+            self._closed = self._decided = True
+        return self._send(message)
 
     def _note(self, kind: str, message: Message) -> bool:
         """Note what is rarer than a plain response; say whether it is the last part."""
@@ -190,32 +197,47 @@ class Exchange:
         if kind == "websocket.http.response.body":
             return not message.get("more_body", False)
         if kind == "websocket.http.response.start":
-            self.started = True
-            self._context._status = message["status"]
+            self._status = message["status"]
         elif kind == "websocket.accept":
-            self.started = True
+            self._accepted = True
         elif kind == "websocket.close":
-            if not self.started:
-                self._context._status = 403  # what a server answers when a handshake is refused
+            if not self._accepted:
+                self._status = 403  # what a server answers when a handshake is refused
             return True
         return False
 
-    async def _finish(self, message: Message) -> None:
+    async def _send_last(self, message: Message) -> None:
         await self._send(message)
-        self._context.close()
+        self.close()
 
-    async def refuse(self, error: TaskRejectedError) -> None:
-        """Answer 503: the handler could not register its work."""
-        body = b"the service is overloaded, try again later"
+    def finish(self, scope: Scope) -> None:
+        """End it: the app call is over."""
+        if self._status is None and scope["type"] == "http":
+            self._status = 500  # what every server answers for an app that sent nothing
+        self.end()
+
+    async def absorb(self, error: BaseException, scope: Scope) -> bool:
+        """End it with `error`; answer a rejection with 503 and say True, leave the rest to the server."""
+        if self._error is None:
+            self._error = error
+        if not isinstance(error, TaskRejectedError) or self._status is not None or scope["type"] != "http":
+            self.finish(scope)
+            return False
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(body)).encode()),
+            (b"content-length", str(len(_OVERLOADED)).encode()),
             (b"retry-after", str(max(1, round(error.retry_after))).encode()),
         ]
-        await self.send({"type": "http.response.start", "status": 503, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        try:
+            await self.send({"type": "http.response.start", "status": 503, "headers": headers})
+            await self.send({"type": "http.response.body", "body": _OVERLOADED})
+        finally:
+            self.finish(scope)
+        return True
 
 
+_OVERLOADED = b"the service is overloaded, try again later"
+_START_KEYS = 3  # type, status, headers: more than that is rare, and looked at
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
