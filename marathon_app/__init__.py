@@ -1,0 +1,1 @@
+"""The marathon registration API: what `deferred` is for, as a working app."""

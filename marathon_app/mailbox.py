@@ -1,0 +1,124 @@
+"""The embedded mail server: takes every mail, delivers none, shows what came.
+
+It listens on loopback, in the app's own loop, and keeps a bounded number of mails in memory: the
+oldest make room. It is there when no `MARATHON_SMTP_URL` is given.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from datetime import UTC, datetime
+from email import policy
+from email.parser import BytesHeaderParser
+from typing import Final
+
+import msgspec
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from marathon_app.settings import MailServer
+
+HOST: Final = "127.0.0.1"
+CAPACITY: Final = 20_000  # mails; at about 600 bytes each some 12 MB when full
+CLOSE_TIMEOUT: Final = 2.0  # seconds for sessions to notice that they are closed
+
+# It logs every command at INFO, addresses included: too much for a server made to be looked at.
+logging.getLogger("mail.log").setLevel(logging.WARNING)
+
+
+class ReceivedMail(msgspec.Struct, frozen=True):
+    """One mail that came, without its body."""
+
+    to: str
+    subject: str
+    message_id: str
+    received_at: str  # ISO 8601, UTC, microseconds
+
+
+def now() -> str:
+    """Return the time: ISO 8601, UTC, microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class Mailbox:
+    """An SMTP server and what it received. It listens from `open` to `close`."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        """Prepare an empty mailbox.
+
+        Args:
+            capacity: How many mails it keeps.
+        """
+        self._received: deque[ReceivedMail] = deque(maxlen=capacity)
+        self._headers = BytesHeaderParser(policy=policy.SMTPUTF8)
+        self._sessions: set[_Session] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> MailServer:
+        """Listen on a free port of the loopback interface and say where that is."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Session(self, self._sessions, loop), HOST, 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return MailServer(host=HOST, port=port)
+
+    async def close(self) -> None:
+        """Stop listening and end every session. What was received stays readable."""
+        if self._server is None:
+            return
+        self._server.close()
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.abort()
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await asyncio.gather(*(session.ended.wait() for session in sessions))
+            await self._server.wait_closed()
+        self._server = None
+
+    def received(self, to: str | None = None) -> list[ReceivedMail]:
+        """Return what was received, the oldest first.
+
+        Args:
+            to: Only mails to this recipient, letter case aside.
+        """
+        if to is None:
+            return list(self._received)
+        wanted = to.casefold()
+        return [mail for mail in self._received if mail.to.casefold() == wanted]
+
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
+        """Keep one mail; aiosmtpd calls this when a mail is complete."""
+        content = envelope.content or b""
+        headers = self._headers.parsebytes(content if isinstance(content, bytes) else content.encode())
+        received_at = now()
+        for recipient in envelope.rcpt_tos:
+            mail = ReceivedMail(
+                to=recipient,
+                subject=str(headers["Subject"] or ""),
+                message_id=str(headers["Message-ID"] or "").strip(),
+                received_at=received_at,
+            )
+            self._received.append(mail)
+        return "250 Message accepted"
+
+
+class _Session(SMTP):
+    """One client's connection, which can be ended from outside."""
+
+    def __init__(self, mailbox: Mailbox, sessions: set["_Session"], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            mailbox, enable_SMTPUTF8=True, hostname="marathon.localhost", ident="marathon", loop=loop
+        )
+        self._sessions = sessions
+        self.ended = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._sessions.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._sessions.discard(self)
+        self.ended.set()
+
+    def abort(self) -> None:
+        if isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
