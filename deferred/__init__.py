@@ -29,8 +29,9 @@ from deferred._events import (
 )
 from deferred._limits import Limit
 from deferred._retry import Retry, RetryPolicy
+from deferred._run import current_task
 from deferred._supervisor import Supervisor
-from deferred._task import TaskHandle, current_task
+from deferred._task import TaskHandle
 from deferred.exceptions import (
     ContextClosedError,
     DeferredError,

@@ -37,12 +37,10 @@ from deferred._events import (
     Outcome,
     StepFinished,
     TaskDeferred,
-    TaskDiscarded,
-    TaskState,
 )
 from deferred._hooks import Hooks
 from deferred._retry import RetryPolicy
-from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit, new_id
+from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit, new_id, running_task
 from deferred.exceptions import ContextClosedError
 
 __all__ = ["DeferredContext", "Host", "hosts", "once_only"]
@@ -91,7 +89,7 @@ class Host(Protocol):
         """Start `task` as soon as there is a slot; on the loop."""
         ...
 
-    def settle(self, task: TaskHandle[Any], state: TaskState, outcome: Outcome, /) -> None:
+    def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
         """Bring `task` to its end."""
         ...
 
@@ -429,6 +427,8 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         variables = copy_context()
         if current_unit.get(None) is not self:
             variables.run(current_unit.set, self)
+        if running_task.get(None) is not None:
+            variables.run(running_task.set, None)  # this code runs in a task, but not the same
         task: TaskHandle[Any] = TaskHandle(
             _ASYNC, func, args, kwargs, options, self, variables, frame.f_code, frame.f_lineno, host.now(), _DEFERRED, True
         )
@@ -457,6 +457,8 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         variables = copy_context()
         if current_unit.get(None) is not self:
             variables.run(current_unit.set, self)
+        if running_task.get(None) is not None:
+            variables.run(running_task.set, None)  # this code runs in a task, but not the same
         now = self._host.now()
         return TaskHandle(
             kind, work, args, kwargs, options, self, variables, frame.f_code, frame.f_lineno, now, execution

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
 from deferred._context import DeferredContext, Host, hosts, once_only
-from deferred._events import Execution, Outcome, TaskState
+from deferred._events import Execution, Outcome
 from deferred._task import TaskHandle, current_unit
 from deferred.exceptions import NoCurrentContextError
 
@@ -129,5 +129,5 @@ def _ignore(context: DeferredContext, kind: Kind, work: Any, *rest: Any) -> Task
             task.name,
             task.site,
         )
-    host.settle(task, TaskState.DISCARDED, Outcome.DISCARDED_OUT_OF_SCOPE)
+    host.settle(task, Outcome.DISCARDED_OUT_OF_SCOPE)
     return task

@@ -12,12 +12,12 @@ from collections.abc import Callable, Set
 from typing import Any
 
 from deferred._events import DrainReport, Outcome, TaskState, UnfinishedTask
-from deferred._task import TaskHandle, Unit, running_task
+from deferred._task import TaskHandle, Unit
 
 __all__ = ["Drain"]
 
 Cancel = Callable[[TaskHandle[Any], Outcome], bool]
-Settle = Callable[[TaskHandle[Any], TaskState, Outcome], None]
+Settle = Callable[[TaskHandle[Any], Outcome], None]
 
 
 class Drain:
@@ -27,14 +27,23 @@ class Drain:
         live: The set that tasks leave when they settle; read, never changed.
         timeout: Seconds until what is left is cancelled.
         grace: Seconds between that and abandonment.
+        me: The task that drains, if one does: it must not wait for itself.
         unit: Wait for the tasks of this context alone.
     """
 
-    def __init__(self, live: Set[TaskHandle[Any]], timeout: float, grace: float, unit: Unit | None = None) -> None:
+    def __init__(
+        self,
+        live: Set[TaskHandle[Any]],
+        timeout: float,
+        grace: float,
+        *,
+        me: TaskHandle[Any] | None,
+        unit: Unit | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._live = live
         self._unit = unit
-        self._me = running_task.get(None)  # a task that drains its own context must not wait for itself
+        self._me = me
         self._grace = grace
         self._idle: asyncio.Future[None] | None = None
         self.started = self._loop.time()
@@ -55,14 +64,14 @@ class Drain:
         """Count a task that has just reached its terminal state."""
         if not task._tracked:
             return
-        if task._state is TaskState.SUCCEEDED:
+        if task._outcome is Outcome.SUCCEEDED:
             self.finished += 1
-        elif task._state is TaskState.FAILED:
-            self.failed += 1
-        elif task._state is TaskState.ABANDONED:
+        elif task._outcome is Outcome.ABANDONED:
             self.abandoned.append(self._record(task))
-        elif task._outcome is Outcome.CANCELLED_BY_DRAIN or task._outcome is Outcome.EXHAUSTED_DEADLINE:
+        elif task._outcome is Outcome.CANCELLED_BY_DRAIN or task._outcome is Outcome.CANCELLED_AT_DEADLINE:
             self.cancelled.append(self._record(task))
+        elif task.state is TaskState.FAILED:
+            self.failed += 1
 
     def wake(self) -> None:
         """Stop waiting if nothing is left; called when a task has settled."""
@@ -84,7 +93,7 @@ class Drain:
                     self._cut(cancel)  # what came in during the grace period and never started
         finally:
             for task in self.unfinished():
-                settle(task, TaskState.ABANDONED, Outcome.ABANDONED)
+                settle(task, Outcome.ABANDONED)
 
     def report(self) -> DrainReport:
         """Return what was achieved so far."""

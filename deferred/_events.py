@@ -55,7 +55,7 @@ class TaskState(enum.Enum):
 
 
 class Outcome(enum.Enum):
-    """Why a task is in its terminal state; a closed set."""
+    """Why a task is in its terminal state; a closed set. `state` is the state it means."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -66,10 +66,17 @@ class Outcome(enum.Enum):
     CANCELLED_BY_ITSELF = "cancelled_by_itself"
     CANCELLED_BY_HANDLE = "cancelled_by_handle"
     CANCELLED_BY_DRAIN = "cancelled_by_drain"
+    CANCELLED_AT_DEADLINE = "cancelled_at_deadline"  # it would have started after the drain's deadline
     DISCARDED_BY_WHEN = "discarded_by_when"
     DISCARDED_BY_OVERFLOW = "discarded_by_overflow"
     DISCARDED_OUT_OF_SCOPE = "discarded_out_of_scope"
     ABANDONED = "abandoned"
+
+    state: TaskState
+
+    def __init__(self, value: str) -> None:
+        states = {state.value: state for state in TaskState}
+        self.state = states.get(value.partition("_")[0], TaskState.FAILED)
 
 
 class Execution(enum.Enum):

@@ -20,14 +20,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from deferred._call import Kind
-from deferred._events import Outcome, TaskRetrying, TaskStarted, TaskState
+from deferred._events import Outcome, TaskRetrying, TaskStarted
 from deferred._hooks import Hooks
 from deferred._offload import shares_memory
 from deferred._retry import RetryPolicy, Verdict, seconds
 from deferred._task import Middleware, TaskHandle, running_task
 from deferred.exceptions import NonRetryableError
 
-__all__ = ["Runtime", "run_inline", "run_plain", "run_task"]
+__all__ = ["Runtime", "current_task", "run_inline", "run_plain", "run_task"]
 
 logger = logging.getLogger("deferred")
 
@@ -35,9 +35,31 @@ VERDICT_TIMEOUT = 5.0
 """Seconds that an asynchronous retry predicate may take (the bound of Cloudflare Workflows)."""
 
 _ASYNC = Kind.ASYNC
-_RUNNING = TaskState.RUNNING
-_SUCCEEDED = TaskState.SUCCEEDED
 _OK = Outcome.SUCCEEDED
+
+
+def current_task() -> TaskHandle[Any] | None:
+    """Return the task that runs this code, or None outside deferred work.
+
+    Its `attempts`, `name`, `id` and `scope` are those of the attempt under way. Code in an
+    asyncio task that the work has started by itself belongs to no task of ours.
+
+    Example:
+        >>> current_task() is None
+        True
+    """
+    try:
+        runner = asyncio.current_task()
+    except RuntimeError:  # a thread: its context variables are the task's own
+        runner = None
+    if runner is not None:
+        # A plain task sets no variable, which costs more than all else it does: it is found
+        # as the argument of the coroutine that runs it.
+        frame = getattr(runner.get_coro(), "cr_frame", None)
+        if frame is not None and frame.f_code is run_plain.__code__:
+            found: TaskHandle[Any] = frame.f_locals["task"]
+            return found
+    return running_task.get(None)
 
 
 class Runtime(Protocol):
@@ -64,15 +86,13 @@ class Runtime(Protocol):
         """Bring `task`, which has returned, to its end."""
         ...
 
-    def settle(self, task: TaskHandle[Any], state: TaskState, outcome: Outcome, /) -> None:
+    def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
         """Bring `task` to its end."""
         ...
 
 
 async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a task that is one plain coroutine: one attempt with nothing around it."""
-    running_task.set(task)
-    task._state = _RUNNING
     task._attempts = 1
     if runtime.hooks.started:
         runtime.hooks.emit(TaskStarted(task, 1, at=runtime.now()))
@@ -82,7 +102,7 @@ async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
         else:
             task._value = await task._work
     except BaseException as error:  # noqa: BLE001  # the rule of this file
-        runtime.settle(task, *_ending(task, error))
+        runtime.settle(task, _ending(task, error))
     else:
         runtime.succeed(task)
 
@@ -94,7 +114,7 @@ async def run_task(task: TaskHandle[Any], runtime: Runtime) -> None:
         ending = await _all_attempts(task, runtime)
     except BaseException as error:  # noqa: BLE001  # the rule of this file
         ending = _ending(task, error)
-    runtime.settle(task, *ending)
+    runtime.settle(task, ending)
 
 
 async def run_inline(task: TaskHandle[Any], runtime: Runtime) -> None:
@@ -103,18 +123,17 @@ async def run_inline(task: TaskHandle[Any], runtime: Runtime) -> None:
     try:
         ending = await _all_attempts(task, runtime)
     except BaseException as error:
-        runtime.settle(task, *_ending(task, error))
+        runtime.settle(task, _ending(task, error))
         raise
     finally:
         running_task.reset(outer)
-    runtime.settle(task, *ending)
+    runtime.settle(task, ending)
     if task._error is not None:
         raise task._error
 
 
-async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> tuple[TaskState, Outcome]:
+async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
     """Attempt within the policy's total time; return how it ended."""
-    task._state = _RUNNING
     policy = task._options.retry
     budget = None if policy is None or policy.timeout is None else runtime.now() + policy.timeout
     total = asyncio.timeout_at(budget)
@@ -125,12 +144,12 @@ async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> tuple[TaskSt
         if not total.expired():
             raise
         task._error = _trimmed(error)
-        return TaskState.FAILED, Outcome.TIMED_OUT
+        return Outcome.TIMED_OUT
 
 
 async def _until_done(
     task: TaskHandle[Any], runtime: Runtime, budget: float | None
-) -> tuple[TaskState, Outcome]:
+) -> Outcome:
     while True:
         task._attempts += 1
         if runtime.hooks.started:
@@ -143,7 +162,7 @@ async def _until_done(
             task._error = _trimmed(error)
         else:
             task._error = None
-            return _SUCCEEDED, _OK
+            return _OK
         outcome, delay = await _judge(task, task._error, timed_out=limit.expired())
         limits = [when for when in (budget, runtime.deadline) if when is not None]
         if outcome is None and any(runtime.now() + delay >= when for when in limits):
@@ -154,7 +173,7 @@ async def _until_done(
             if not await _backoff(task, runtime, delay):
                 outcome = Outcome.EXHAUSTED_DEADLINE
         if outcome is not None:
-            return TaskState.FAILED, outcome
+            return outcome
 
 
 async def _attempt(task: TaskHandle[Any], runtime: Runtime) -> Any:  # noqa: ANN401  # the user's result
@@ -268,16 +287,16 @@ def _wake(waiter: asyncio.Future[bool]) -> None:
         waiter.set_result(True)
 
 
-def _ending(task: TaskHandle[Any], error: BaseException) -> tuple[TaskState, Outcome]:
-    """Return the state and outcome that this exception, out of the work itself, means."""
+def _ending(task: TaskHandle[Any], error: BaseException) -> Outcome:
+    """Return the outcome that this exception, out of the work itself, means."""
     task._error = _trimmed(error)
     if isinstance(error, asyncio.CancelledError):
-        return TaskState.CANCELLED, task._stopped_by or Outcome.CANCELLED_BY_ITSELF
+        return task._stopped_by or Outcome.CANCELLED_BY_ITSELF
     if isinstance(error, GeneratorExit) and _destroyed(task):
-        return TaskState.ABANDONED, Outcome.ABANDONED
+        return Outcome.ABANDONED
     if isinstance(error, NonRetryableError):
-        return TaskState.FAILED, Outcome.NON_RETRYABLE
-    return TaskState.FAILED, Outcome.FAILED
+        return Outcome.NON_RETRYABLE
+    return Outcome.FAILED
 
 
 def _destroyed(task: TaskHandle[Any]) -> bool:

@@ -29,8 +29,9 @@ from deferred._hooks import Hooks
 from deferred._launch import Launcher
 from deferred._limits import Limit, check_count
 from deferred._retry import RetryPolicy, seconds
+from deferred._run import current_task
 from deferred._task import ErrorHook, Hook, Middleware, TaskOptions, Unit, check_functions, current_unit
-from deferred.instrumentation.logging import log_event, logger
+from deferred.instrumentation.logging import SHOWN, log_event, logger
 
 __all__ = ["Supervisor"]
 
@@ -183,7 +184,7 @@ class Supervisor:
         if reference in hosts:
             hosts.remove(reference)
         for task in tuple(launcher.detached):
-            launcher.settle(task, TaskState.ABANDONED, Outcome.ABANDONED)
+            launcher.settle(task, Outcome.ABANDONED)
 
     async def drain(self, timeout: float | None = None) -> DrainReport:
         """Wait for all work, what it registers included; cancel at the deadline; then abandon.
@@ -205,8 +206,9 @@ class Supervisor:
         if launcher.loop is not loop:
             launcher.meet(loop, self)
         done = self._draining = loop.create_future()
-        drain = Drain(launcher.tasks, limit, launcher.grace)
+        drain = Drain(launcher.tasks, limit, launcher.grace, me=current_task())
         launcher.drains.append(drain)
+        launcher.look()
         launcher.deadline = drain.deadline
         drain.skip_waits()
         launcher.hooks.emit(DrainStarted(len(launcher.tasks), drain.deadline, at=drain.started))
@@ -216,6 +218,7 @@ class Supervisor:
             )
         finally:
             launcher.drains.remove(drain)
+            launcher.look()
             launcher.deadline = None
             self._draining = None
             report = drain.report()
@@ -315,10 +318,12 @@ class Supervisor:
     def add_hook(self, hook: Hook) -> None:
         """Tell `hook` what happens from now on."""
         self._launcher.hooks.add(check_functions((hook,), "hook")[0])
+        self._launcher.look()
 
     def remove_hook(self, hook: Hook) -> None:
         """Tell `hook` nothing more; one that is not installed is ignored."""
         self._launcher.hooks.remove(hook)
+        self._launcher.look()
 
 
 class _Scope:
@@ -368,8 +373,15 @@ def _report_leftovers() -> None:
     """Record, at the exit of the process, what no drain has waited for."""
     for supervisor in tuple(_alive):
         launcher = supervisor._launcher
-        for task in (*launcher.tasks, *launcher.detached):
-            launcher.settle(task, TaskState.ABANDONED, Outcome.ABANDONED)
+        left = sorted((*launcher.tasks, *launcher.detached), key=lambda task: task._created)
+        if left:
+            # One line for all: an event for each would drown the last words of a process.
+            names = ", ".join(f"{task.name!r} (deferred at {task.site})" for task in left[:SHOWN])
+            more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+            logger.error("the process ends with %d unfinished task(s): %s%s", len(left), names, more)
+            launcher.hooks.remove(log_event)
+        for task in left:
+            launcher.settle(task, Outcome.ABANDONED)
 
 
 def _after_fork() -> None:

@@ -35,7 +35,6 @@ __all__ = [
     "Unit",
     "When",
     "check_functions",
-    "current_task",
     "current_unit",
     "new_id",
     "running_task",
@@ -50,7 +49,6 @@ Middleware: TypeAlias = "Callable[[TaskHandle[Any], CallNext], Awaitable[Any]]"
 Hook: TypeAlias = Callable[[Event], Awaitable[object] | object]
 ErrorHook: TypeAlias = Callable[[TaskFailed], Awaitable[object] | object]
 
-_PENDING = TaskState.PENDING
 
 _numbers = itertools.count(1)
 _prefix = secrets.token_hex(4)
@@ -96,20 +94,7 @@ class Unit(Protocol):
 
 
 current_unit: ContextVar[Unit] = ContextVar("deferred_context")
-running_task: ContextVar[TaskHandle[Any]] = ContextVar("deferred_task")
-
-
-def current_task() -> TaskHandle[Any] | None:
-    """Return the task that runs this code, or None outside deferred work.
-
-    Its `attempts`, `name`, `id` and `scope` are those of the attempt under way, also in
-    threads and child tasks started by it.
-
-    Example:
-        >>> current_task() is None
-        True
-    """
-    return running_task.get(None)
+running_task: ContextVar[TaskHandle[Any] | None] = ContextVar("deferred_task")
 
 
 class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,7 +202,6 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     _execution: Execution
     _tracked: bool = False  # whether a drain waits for it
     _id: str | None = None
-    _state: TaskState = _PENDING
     _attempts: int = 0
     _outcome: Outcome | None = None
     _error: BaseException | None = None
@@ -247,7 +231,10 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     @property
     def state(self) -> TaskState:
         """Where it stands."""
-        return self._state
+        outcome = self._outcome
+        if outcome is not None:
+            return outcome.state
+        return TaskState.RUNNING if self._attempts else TaskState.PENDING
 
     @property
     def outcome(self) -> Outcome | None:
@@ -317,7 +304,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
             TaskUnfinishedError: It was discarded or abandoned.
             BaseException: What the task itself raised, the very object.
         """
-        state = self._state
+        state = self.state
         if state is TaskState.SUCCEEDED:
             return self._value  # type: ignore[no-any-return]  # stored untyped
         if state is TaskState.FAILED and self._error is not None:
@@ -359,4 +346,4 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
 
     def __repr__(self) -> str:
         """Show what it is, never its arguments: they may be anybody's data."""
-        return f"<TaskHandle {self.name!r} {self._state.value} id={self.id} attempts={self._attempts}>"
+        return f"<TaskHandle {self.name!r} {self.state.value} id={self.id} attempts={self._attempts}>"

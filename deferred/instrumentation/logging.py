@@ -21,9 +21,12 @@ from deferred._events import (
     TaskRetrying,
 )
 
-__all__ = ["log_event"]
+__all__ = ["SHOWN", "log_event", "logger"]
 
 logger = logging.getLogger("deferred")
+
+SHOWN = 20
+"""How many tasks a line names; the report itself names all."""
 
 
 def log_event(event: Event) -> None:
@@ -79,19 +82,21 @@ log_event.events = (  # type: ignore[attr-defined]  # read by Hooks
 
 
 def _log_report(report: DrainReport, duration: float) -> None:
-    complete = not (report.cancelled or report.abandoned)
+    unfinished = [("cancelled", task) for task in report.cancelled]
+    unfinished += [("abandoned", task) for task in report.abandoned]
+    names = [
+        f"; {what} {task.name!r} (id {task.id}, age {task.age:.3f} s, attempt {task.attempt}, "
+        f"{task.label!r}, deferred at {task.site})"
+        for what, task in unfinished[:SHOWN]
+    ]
     logger.log(
-        logging.INFO if complete else logging.WARNING,
-        "drained in %.3f s: %d finished, %d failed, %d cancelled, %d abandoned%s",
+        logging.WARNING if unfinished else logging.INFO,
+        "drained in %.3f s: %d finished, %d failed, %d cancelled, %d abandoned%s%s",
         duration,
         report.finished,
         report.failed,
         len(report.cancelled),
         len(report.abandoned),
-        "".join(
-            f"; {what} {task.name!r} (id {task.id}, age {task.age:.3f} s, attempt {task.attempt}, "
-            f"{task.label!r}, deferred at {task.site})"
-            for what, tasks in (("cancelled", report.cancelled), ("abandoned", report.abandoned))
-            for task in tasks
-        ),
+        "".join(names),
+        f" and {len(unfinished) - SHOWN} more" if len(unfinished) > SHOWN else "",
     )

@@ -12,6 +12,8 @@ from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
+import msgspec
+
 from deferred._context import DeferredContext
 from deferred._current import current_context
 from deferred._supervisor import Supervisor
@@ -107,24 +109,23 @@ class DeferredMiddleware:
         launcher = self._launcher
         if launcher.lazy:
             launcher.seen = running_loop()  # bound by the first registration, if there is one
-        context = Exchange(launcher, launcher.options, _label, scope)
-        context._receive = receive
-        context._send = send
+        context = DeferredContext(launcher, launcher.options, _label, scope)
         hooks = launcher.hooks
         if hooks.opened:
             launcher.tell_opened(context)
+        exchange = Exchange(context, receive, send)
         scope[KEY] = context
         token = current_unit.set(context)
         try:
-            await self.app(scope, context.receive, context.send)
+            await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
-            if not await context.absorb(error, scope):
+            if not await exchange.absorb(error, scope):
                 raise
         else:
             if context._closed and context._held is None and not hooks.settled:
                 context._decided = context._ended = True  # what finish() does, in most cases
             else:
-                context.finish(scope)
+                exchange.finish(scope)
         finally:
             current_unit.reset(token)
             if KEY in scope:
@@ -152,75 +153,72 @@ class DeferredMiddleware:
             scope[KEY] = outer
 
 
-class Exchange(DeferredContext):
-    """The context of one request or websocket, which watches its two channels for the end.
+class Exchange(msgspec.Struct, eq=False):
+    """The two channels of one request or websocket, watched for the end. Lives as long as the app call."""
 
-    It lives as long as the app call, and until its work has settled.
-    """
-
-    _receive: Any = None
-    _send: Any = None
-    _accepted: bool = False
-    _trailers: bool = False
+    _context: DeferredContext
+    _receive: Receive
+    _send: Send
+    _trailing: bool = False  # whether trailers follow the body
 
     async def receive(self) -> Message:
         """Receive for the app; note when the client is gone."""
-        message: Message = await self._receive()
-        if message["type"] in _GONE and not self._closed:
-            self.close(decided=False)
+        message = await self._receive()
+        if message["type"] in _GONE and not self._context._closed:
+            self._context.close(decided=False)
         return message
 
-    def send(self, message: Message) -> Any:  # noqa: ANN401  # the server's own awaitable
+    async def send(self, message: Message) -> None:
         """Send for the app; note the status, and when the last part is out."""
         kind = message["type"]
+        context = self._context
         if kind == "http.response.start":
-            self._status = message["status"]
-            if len(message) > _START_KEYS and "trailers" in message:
-                self._trailers = message["trailers"]
-        elif (
-            not message.get("more_body", False) and not self._trailers
+            context._status = message["status"]
+            if len(message) > _START_KEYS and message.get("trailers", False):
+                self._trailing = True
+            await self._send(message)
+            return
+        await self._send(message)
+        if (
+            not message.get("more_body", False) and not self._trailing
             if kind == "http.response.body"
-            else self._note(kind, message)
+            else self._is_last(kind, message)
         ):
-            if self._pending or self._sent or self._host.hooks.closed or self._closed:
-                return self._send_last(message)
-            # No work that could notice: nobody has to wait for the server to have taken it.
-            self._closed = self._decided = True
-        return self._send(message)
+            if context._waiting is None and not context._closed and not context._host.hooks.closed:
+                context._closed = context._decided = True  # what close() does, in most cases
+            else:
+                context.close()
 
-    def _note(self, kind: str, message: Message) -> bool:
-        """Note what is rarer than a plain response; say whether it is the last part."""
+    def _is_last(self, kind: str, message: Message) -> bool:
+        """Say whether a message that is no plain body was the last part; note what else it tells."""
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         if kind in _SHORTCUTS:
-            return not message.get("more_body", False) and not self._trailers
+            return not message.get("more_body", False) and not self._trailing
         if kind == "websocket.http.response.body":
             return not message.get("more_body", False)
         if kind == "websocket.http.response.start":
-            self._status = message["status"]
+            self._context._status = message["status"]
         elif kind == "websocket.accept":
-            self._accepted = True
+            self._context._status = 101
         elif kind == "websocket.close":
-            if not self._accepted:
-                self._status = 403  # what a server answers when a handshake is refused
+            if self._context._status is None:
+                self._context._status = 403  # what a server answers when a handshake is refused
             return True
         return False
 
-    async def _send_last(self, message: Message) -> None:
-        await self._send(message)
-        self.close()
-
     def finish(self, scope: Scope) -> None:
-        """End it: the app call is over."""
-        if self._status is None and scope["type"] == "http":
-            self._status = 500  # what every server answers for an app that sent nothing
-        self.end()
+        """End the context: the app call is over."""
+        if self._context._status is None and scope["type"] == "http":
+            self._context._status = 500  # what every server answers for an app that sent nothing
+        self._context.end()
 
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
-        """End it with `error`; answer a rejection with 503 and say True, leave the rest to the server."""
-        if self._error is None:
-            self._error = error
-        if not isinstance(error, TaskRejectedError) or self._status is not None or scope["type"] != "http":
+        """End the context with `error`; answer a rejection with 503 and say True, else leave it to the server."""
+        context = self._context
+        if context._error is None:
+            context._error = error
+        if not isinstance(error, TaskRejectedError) or context._status is not None or scope["type"] != "http":
             self.finish(scope)
             return False
         headers = [

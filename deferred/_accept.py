@@ -1,0 +1,312 @@
+"""Who may register work, where, and how much of it.
+
+Rules of this file: a registration is accepted or refused at the call, never later; the sets
+of tasks may be added to from threads (one operation, atomic), under `lock`; everything else
+happens on the event loop that the first registration, or the opening, has bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import weakref
+from asyncio import AbstractEventLoop, Future
+from asyncio import _get_running_loop as running_loop
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from deferred._call import Kind, name_of
+from deferred._context import DeferredContext, hosts
+from deferred._events import ContextOpened, Execution, Outcome, TaskRejected
+from deferred._hooks import Hooks
+from deferred._limits import Limit, Slots
+from deferred._offload import DaemonThreads
+from deferred._task import ErrorHook, TaskHandle, TaskOptions
+from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
+
+__all__ = ["Acceptance"]
+
+logger = logging.getLogger("deferred")
+
+NOWHERE = object()
+
+
+class Acceptance:
+    """The door of one supervisor. Lives as long as it.
+
+    Attributes:
+        tasks: Every accepted task that has not settled; what a drain waits for.
+        detached: Those of fire-and-forget routes, which no drain waits for.
+        claimed: The coroutines among them: one runs once.
+        loop: The event loop that all work runs on, once bound.
+        home: The same, as long as work is accepted; else nothing that is equal to it.
+        seen: The loop that contexts are opened on, before any is bound.
+        why: Why no more work is accepted, in words; None while it is.
+        lazy: Whether nobody has opened the supervisor.
+        roomy: As long as there are fewer tasks, no limit of the supervisor is near.
+        calm: Whether nobody waits or watches: a task that succeeds has nobody to tell.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_ambient",
+        "_offload",
+        "_rooms",
+        "calm",
+        "claimed",
+        "detached",
+        "home",
+        "hooks",
+        "lazy",
+        "lock",
+        "loop",
+        "max_pending",
+        "max_per_context",
+        "now",
+        "on_error",
+        "opened",
+        "options",
+        "out_of_scope",
+        "overflow",
+        "owner",
+        "plain",
+        "roomy",
+        "seen",
+        "slots",
+        "task_scope",
+        "tasks",
+        "warned",
+        "why",
+    )
+
+    now: Callable[[], float]
+
+    def __init__(
+        self,
+        *,
+        options: TaskOptions,
+        hooks: Hooks,
+        on_error: tuple[ErrorHook, ...],
+        max_running: int,
+        max_pending: int,
+        max_per_context: int,
+        limits: Mapping[str, Limit],
+        overflow: str,
+        out_of_scope: str,
+        task_scope: Callable[..., AbstractAsyncContextManager[Any]] | None,
+        offload: Executor | None,
+    ) -> None:
+        self.options = options
+        self.hooks = hooks
+        self.on_error = on_error
+        self.max_pending = max_pending
+        self.max_per_context = max_per_context
+        self.overflow = overflow
+        self.out_of_scope = out_of_scope
+        self.task_scope = task_scope
+        self.plain = options.plain and task_scope is None
+        self.slots = Slots(max_running, limits)
+        self.roomy = 0 if self.slots.named else max_pending
+        self.tasks: set[TaskHandle[Any]] = set()
+        self.detached: set[TaskHandle[Any]] = set()
+        self.claimed: set[Any] = set()
+        self.loop: AbstractEventLoop | None = None
+        self.seen: AbstractEventLoop | None = None
+        self.home: object = NOWHERE
+        self.now = time.monotonic
+        self.why: str | None = None
+        self.opened = False
+        self.lazy = True
+        self.warned = False
+        self.owner: Callable[[], Any] | None = None
+        self.lock = threading.Lock()
+        self._offload = offload
+        self._ambient: DeferredContext | None = None
+        self._rooms: list[Future[None]] = []
+        self.calm = False
+
+    @property
+    def offload(self) -> Executor:
+        """Where synchronous functions run; threads of our own, made when first needed."""
+        if self._offload is None:
+            self._offload = DaemonThreads()
+        return self._offload
+
+    @property
+    def ambient(self) -> DeferredContext:
+        """The context of work that belongs to no unit of work: always closed, never ended."""
+        if self._ambient is None:
+            self._ambient = DeferredContext(self, self.options, None, "background", _closed=True, _decided=True)
+        return self._ambient
+
+    def open(self, describe: Callable[[Any], str] | None, subject: Any) -> DeferredContext:
+        """Open a context; `describe(subject)` is its label, made only if somebody asks."""
+        loop = running_loop()
+        if loop is not self.loop:
+            self.seen = loop  # bound by the first registration, if there is one
+        context = DeferredContext(self, self.options, describe, subject)
+        if self.hooks.opened:
+            self.tell_opened(context)
+        return context
+
+    def tell_opened(self, context: DeferredContext) -> None:
+        """Tell the hooks that a unit of work began."""
+        self.hooks.emit(ContextOpened(context, at=self.now()))
+
+    def adopt(self, other: Launcher) -> None:
+        """Have the supervisor of `other` drained with this one's."""
+        mine, theirs = (launcher.owner and launcher.owner() for launcher in (self, other))
+        if mine is not None and theirs is not None:
+            mine.adopt(theirs)
+
+    def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
+        """Bring `task` to its end."""
+        raise TypeError(self)  # the launcher's
+
+    # -- the event loop ---------------------------------------------------------------------
+
+    def meet(self, loop: AbstractEventLoop | None, work: object, /) -> None:
+        """Bind to `loop` (None: called in a thread), or refuse to register `work` there.
+
+        Raises:
+            SupervisorClosedError: No more work is accepted.
+            EventLoopError: There is no usable loop, or another one is in use.
+        """
+        if self.why is not None:
+            message = f"{name_of(work)} was not accepted: {self.why}"
+            raise SupervisorClosedError(message)
+        if loop is None and not _in_trio():
+            loop = self.loop if self.loop is not None and self.loop.is_running() else self.seen
+        if loop is None or not loop.is_running():
+            message = (
+                f"{name_of(work)} was not accepted: no asyncio event loop runs here, and deferred work needs one. "
+                "Under trio, or before the server has started, requests pass through but nothing can be deferred; "
+                "in a thread, defer through the context of a request, or open the supervisor first"
+            )
+            raise EventLoopError(message)
+        if loop is not self.loop:
+            if self.loop is not None and not self.loop.is_closed() and (self.tasks or self.loop.is_running()):
+                message = (
+                    f"{name_of(work)} was not accepted: this supervisor works on the event loop {self.loop!r}, "
+                    f"and this is another one, {loop!r}. Give each loop a supervisor of its own, or register on the "
+                    "first with `asyncio.run_coroutine_threadsafe`"
+                )
+                raise EventLoopError(message)
+            self.bind(loop)
+
+    def bind(self, loop: AbstractEventLoop) -> None:
+        """Work on `loop` from now on; what a closed loop left behind is abandoned."""
+        for task in (*self.tasks, *self.detached):
+            self.settle(task, Outcome.ABANDONED)
+        self.loop = self.home = loop
+        # The method itself is a Python function around this one; loops with a clock of their own keep it.
+        self.now = time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+        if not self.opened:
+            logger.warning(
+                "this supervisor was never opened, so nothing drains it and work can be lost at shutdown: let the "
+                "middleware see the lifespan, or use `async with supervisor:`; said once"
+            )
+            self.opened = True
+        reference = weakref.ref(self)
+        if reference not in hosts:
+            hosts.append(reference)
+
+    def shut(self, why: str | None) -> None:
+        """Take no more work, for this reason; None: take work again."""
+        self.why = why
+        self.home = self.loop if why is None else NOWHERE
+
+    def on_loop(self, func: Callable[..., object], *args: Any) -> None:
+        """Call `func` on the supervisor's loop: now when this is it, else as soon as it turns."""
+        if running_loop() is not self.loop and self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(func, *args)
+        else:
+            func(*args)
+
+    # -- acceptance -------------------------------------------------------------------------
+
+    def admit(self, task: TaskHandle[Any], context: DeferredContext, /) -> bool:
+        """Accept `task` (True), or do what the overflow policy says.
+
+        Raises:
+            TaskRejectedError: A limit is reached, and the policy is not ``"discard"``.
+            ValueError: It is a coroutine that was registered before.
+        """
+        claims = task._kind is Kind.AWAITABLE and asyncio.iscoroutine(task._work)
+        if claims and task._work in self.claimed:
+            message = f"the coroutine {task.name!r} was registered before: a coroutine runs once, pass a fresh one"
+            raise ValueError(message)
+        full = self._full(context, task.name)
+        if full is not None:
+            return self._refuse(task, context, full)
+        self.slots.accept(task)
+        if claims:
+            self.claimed.add(task._work)
+        if task._execution is Execution.FIRE_AND_FORGET:
+            self.detached.add(task)
+        else:
+            task._tracked = True
+            self.tasks.add(task)
+        return True
+
+    def confirm(self, task: TaskHandle[Any], context: DeferredContext, /) -> None:
+        """Take back what a thread registered while the supervisor was shut, and raise."""
+        if self.why is not None:
+            self.tasks.discard(task)
+            if task._tracked:
+                task._tracked = False
+                with self.lock:
+                    context._sent -= 1
+            self.meet(None, task._work)
+
+    def _full(self, context: DeferredContext, name: str) -> str | None:
+        """Return which limit is reached, in words; None when none is."""
+        waiting = len(self.tasks) + len(self.detached) - self.slots.busy
+        if waiting >= self.max_pending:
+            return f"{waiting} tasks wait already (max_pending={self.max_pending})"
+        if context is not self._ambient:
+            if context.pending >= self.max_per_context:
+                return f"its context has {context.pending} unfinished tasks (max_per_context={self.max_per_context})"
+            if context._after_end > self.max_per_context:
+                return (
+                    "its context has ended and its tasks have registered "
+                    f"{self.max_per_context} more (max_per_context={self.max_per_context})"
+                )
+        if self.slots.crowded(name):
+            return f"too many tasks of that name wait (limits[{name!r}].pending)"
+        return None
+
+    def _refuse(self, task: TaskHandle[Any], context: DeferredContext, full: str) -> bool:
+        if self.overflow == "discard":
+            self.on_loop(self.settle, task, Outcome.DISCARDED_BY_OVERFLOW)
+            return False
+        message = f"task {task.name!r} was not accepted (at {task.site}): {full}"
+        error = TaskRejectedError(message)
+        self.on_loop(self.hooks.emit, TaskRejected(task.name, context, error, at=self.now()))
+        raise error
+
+    def room(self, context: DeferredContext, name: str, /) -> Future[None] | None:
+        """Return what to wait for while a limit is reached and the policy is ``"wait"``."""
+        if self.overflow != "wait" or self._full(context, name) is None:
+            return None
+        room: Future[None] = asyncio.get_running_loop().create_future()
+        self._rooms.append(room)
+        self.calm = False
+        return room
+
+    def make_room(self) -> None:
+        """Let those who wait for room look again."""
+        rooms, self._rooms = self._rooms, []
+        for room in rooms:
+            if not room.done():
+                room.set_result(None)
+
+
+def _in_trio() -> bool:
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
