@@ -7,12 +7,12 @@ happens on the event loop that the first registration, or the opening, has bound
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import sys
 import threading
 import time
-import weakref
 from asyncio import AbstractEventLoop, Future
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from deferred._call import Kind, name_of
-from deferred._context import DeferredContext, hosts
-from deferred._events import ContextOpened, Execution, Outcome, TaskRejected
+from deferred._context import DeferredContext
+from deferred._events import Execution, Outcome, TaskRejected
 from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
-from deferred._task import ErrorHook, TaskHandle, TaskOptions
+from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions
 from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
 
 __all__ = ["Acceptance"]
@@ -36,7 +36,7 @@ logger = logging.getLogger("deferred")
 NOWHERE = object()
 
 
-class Acceptance:
+class Acceptance(abc.ABC):
     """The door of one supervisor. Lives as long as it.
 
     Attributes:
@@ -84,8 +84,6 @@ class Acceptance:
         "why",
     )
 
-    now: Callable[[], float]
-
     def __init__(
         self,
         *,
@@ -118,7 +116,7 @@ class Acceptance:
         self.loop: AbstractEventLoop | None = None
         self.seen: AbstractEventLoop | None = None
         self.home: object = NOWHERE
-        self.now = time.monotonic
+        self.now: Clock = time.monotonic
         self.why: str | None = None
         self.opened = False
         self.lazy = True
@@ -137,36 +135,9 @@ class Acceptance:
             self._offload = DaemonThreads()
         return self._offload
 
-    @property
-    def ambient(self) -> DeferredContext:
-        """The context of work that belongs to no unit of work: always closed, never ended."""
-        if self._ambient is None:
-            self._ambient = DeferredContext(self, self.options, None, "background", _closed=True, _decided=True)
-        return self._ambient
-
-    def open(self, describe: Callable[[Any], str] | None, subject: Any) -> DeferredContext:
-        """Open a context; `describe(subject)` is its label, made only if somebody asks."""
-        loop = running_loop()
-        if loop is not self.loop:
-            self.seen = loop  # bound by the first registration, if there is one
-        context = DeferredContext(self, self.options, describe, subject)
-        if self.hooks.opened:
-            self.tell_opened(context)
-        return context
-
-    def tell_opened(self, context: DeferredContext) -> None:
-        """Tell the hooks that a unit of work began."""
-        self.hooks.emit(ContextOpened(context, at=self.now()))
-
-    def adopt(self, other: Launcher) -> None:
-        """Have the supervisor of `other` drained with this one's."""
-        mine, theirs = (launcher.owner and launcher.owner() for launcher in (self, other))
-        if mine is not None and theirs is not None:
-            mine.adopt(theirs)
-
+    @abc.abstractmethod
     def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
         """Bring `task` to its end."""
-        raise TypeError(self)  # the launcher's
 
     # -- the event loop ---------------------------------------------------------------------
 
@@ -212,9 +183,6 @@ class Acceptance:
                 "middleware see the lifespan, or use `async with supervisor:`; said once"
             )
             self.opened = True
-        reference = weakref.ref(self)
-        if reference not in hosts:
-            hosts.append(reference)
 
     def shut(self, why: str | None) -> None:
         """Take no more work, for this reason; None: take work again."""

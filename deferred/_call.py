@@ -12,7 +12,6 @@ import concurrent.futures
 import enum
 import functools
 import inspect
-from collections.abc import Coroutine
 from types import CodeType, CoroutineType, FunctionType, MethodType
 from typing import Any
 
@@ -49,7 +48,7 @@ def _classify(func: object) -> Kind:
     bare = func
     while isinstance(bare, functools.partial | MethodType):
         bare = bare.func if isinstance(bare, functools.partial) else bare.__func__  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # any callable
-    called = bare if isinstance(bare, FunctionType | type) else getattr(type(bare), "__call__", bare)
+    called = bare if isinstance(bare, FunctionType | type) else getattr(type(bare), "__call__", bare)  # noqa: B004  # its code, not whether there is any
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         message = (
             f"{name_of(func)} is a generator function: calling it runs nothing. "
@@ -80,16 +79,18 @@ def check_awaitable(awaitable: object) -> None:
         ValueError: It is a coroutine that already runs or has been awaited.
     """
     if isinstance(awaitable, CoroutineType):
-        if awaitable.cr_frame is None or awaitable.cr_running or awaitable.cr_await is not None:
+        coroutine: CoroutineType[Any, Any, Any] = awaitable  # pyright: ignore[reportUnknownVariableType]  # of whatever it returns
+        if coroutine.cr_frame is None or coroutine.cr_running or coroutine.cr_await is not None:
             message = (
-                f"the coroutine {_called_name(awaitable)} has been started already and can be awaited only once: "
+                f"the coroutine {name_of(coroutine)} has been started already and can be awaited only once: "
                 "pass a fresh one, or wrap it in a task and share that"
             )
             raise ValueError(message)
         return
     if inspect.isawaitable(awaitable):
         return
-    close_refused(awaitable)
+    refused: Any = awaitable
+    close_refused(refused)
     hint = "pass something that can be awaited, such as the coroutine that an `async def` returns"
     if isinstance(awaitable, concurrent.futures.Future):
         hint = "wrap it: `wait_until(asyncio.wrap_future(future))`"
@@ -97,24 +98,25 @@ def check_awaitable(awaitable: object) -> None:
         hint = "a generator is not awaitable: consume it in an `async def` and pass that one's coroutine"
     elif callable(awaitable):
         name = name_of(awaitable)
-        hint = f"it was not called: write `wait_until({name}(...))`, or `defer({name}, ...)` to start it after the response"
-    message = f"wait_until() takes an awaitable, not {_article(awaitable)} ({_shorten(awaitable)}): {hint}"
+        hint = f"it was not called: write `wait_until({name}(...))`, or `defer({name}, ...)` to start it later"
+    message = f"wait_until() takes an awaitable, not {_article(refused)} ({_shorten(refused)}): {hint}"
     raise TypeError(message)
 
 
 def close_refused(work: object) -> None:
     """Close a coroutine that was not accepted; leave everything else alone."""
-    if isinstance(work, CoroutineType) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-        work.close()
+    if isinstance(work, CoroutineType):
+        coroutine: CoroutineType[Any, Any, Any] = work  # pyright: ignore[reportUnknownVariableType]  # same
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()
 
 
-def name_of(work: Any) -> str:  # noqa: ANN401  # names anything
+def name_of(work: Any) -> str:  # names anything
     """Return the name that logs show for `work`: the qualified name of the innermost function."""
     while isinstance(work, functools.partial):
         work = work.func  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # any callable
     if isinstance(work, asyncio.Task):
-        coroutine: Coroutine[Any, Any, Any] | Any = work.get_coro()
-        return name_of(coroutine)
+        return name_of(work.get_coro())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # any task
     name = getattr(work, "__qualname__", None)
     if not isinstance(name, str):
         name = type(work).__qualname__

@@ -13,9 +13,9 @@ Rules of this file:
 
 from __future__ import annotations
 
-import weakref
-from asyncio import _get_running_loop as running_loop
+import threading
 from asyncio import AbstractEventLoop, Future
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
@@ -40,7 +40,18 @@ from deferred._events import (
 )
 from deferred._hooks import Hooks
 from deferred._retry import RetryPolicy
-from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit, new_id, running_task
+from deferred._task import (
+    Clock,
+    ErrorHook,
+    Middleware,
+    TaskHandle,
+    TaskOptions,
+    When,
+    check_functions,
+    current_unit,
+    new_id,
+    running_task,
+)
 from deferred.exceptions import ContextClosedError
 
 __all__ = ["DeferredContext", "Host", "hosts", "once_only"]
@@ -60,11 +71,12 @@ class Host(Protocol):
 
     loop: AbstractEventLoop | None
     home: object  # the loop, as long as work is accepted there
-    lock: AbstractContextManager[Any]  # held by threads that register
+    lock: threading.Lock  # held by threads that register
     tasks: set[TaskHandle[Any]]
     roomy: int  # as long as there are fewer tasks, no limit of the supervisor is near
     max_per_context: int
     hooks: Hooks
+    now: Clock
     options: TaskOptions
     out_of_scope: str
     warned: bool
@@ -109,10 +121,6 @@ class Host(Protocol):
         """Have the supervisor of another host drained with this one's."""
         ...
 
-    def now(self) -> float:
-        """Return the time of the loop's clock in seconds."""
-        ...
-
     def drain_context(self, context: DeferredContext, timeout: float | None, /) -> Coroutine[Any, Any, DrainReport]:
         """Drain the tasks of one context."""
         ...
@@ -123,7 +131,7 @@ class Host(Protocol):
         ...
 
 
-hosts: list[weakref.ref[Host]] = []
+hosts: list[Callable[[], Host | None]] = []
 """The supervisors that `deferred.defer` may turn to outside any context; the one opened last at the end."""
 
 
@@ -218,9 +226,7 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
     # -- what handlers do with it ---------------------------------------------------------
 
     @overload
-    def defer(
-        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[T]: ...
+    def defer(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
     @overload
     def defer(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
     def defer(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
@@ -260,13 +266,15 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         options = self._options
         if options.retry is not None or options.when != "always":
             options = once_only(options, root._host.options, awaitable)
-        return root._register_slowly(
-            Kind.AWAITABLE, awaitable, (), {}, options, _getframe(1), Execution.CONCURRENT
-        )
+        return root._register_slowly(Kind.AWAITABLE, awaitable, (), {}, options, _getframe(1), Execution.CONCURRENT)
 
+    @overload
     def run(
-        self, func: Callable[P, Awaitable[T] | T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, TaskHandle[T]]:
+        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, TaskHandle[T]]: ...
+    @overload
+    def run(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, TaskHandle[T]]: ...
+    def run(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, TaskHandle[Any]]:
         """Run one step the way the route's decorator says; ``await`` it.
 
         ``sequential``: awaited here, its error is raised here. ``fire_and_forget``: started
@@ -293,7 +301,7 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
                 root._host.hooks.emit(TaskDeferred(task, at=task._created))
             await root._host.inline(task)
             return task
-        name = self._options.name or getattr(func, "__qualname__", "")
+        name = self._options.name or name_of(func)
         while (room := root._host.room(root, name)) is not None:
             await room
         return root._register_slowly(kind, func, args, kwargs, self._options, frame, execution)
@@ -302,8 +310,8 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         self,
         *,
         name: str | UnsetType = UNSET,
-        retry: RetryPolicy | None | UnsetType = UNSET,
-        timeout: float | None | UnsetType = UNSET,
+        retry: RetryPolicy | UnsetType | None = UNSET,
+        timeout: float | UnsetType | None = UNSET,
         when: When | UnsetType = UNSET,
         middleware: Iterable[Middleware] = (),
         on_error: ErrorHook | None = None,
@@ -403,6 +411,10 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         root = self._root or self
         return root._pending + root._sent - root._arrived
 
+    def belongs_to(self, host: object) -> bool:
+        """Say whether it was opened by the supervisor behind `host`."""
+        return self._host is host
+
     def cancel(self, task: TaskHandle[Any], /) -> bool:
         """Cancel one of its tasks; what `TaskHandle.cancel` calls."""
         return self._host.cancel(task, Outcome.CANCELLED_BY_HANDLE)
@@ -430,7 +442,18 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
         if running_task.get(None) is not None:
             variables.run(running_task.set, None)  # this code runs in a task, but not the same
         task: TaskHandle[Any] = TaskHandle(
-            _ASYNC, func, args, kwargs, options, self, variables, frame.f_code, frame.f_lineno, host.now(), _DEFERRED, True
+            _ASYNC,
+            func,
+            args,
+            kwargs,
+            options,
+            self,
+            variables,
+            frame.f_code,
+            frame.f_lineno,
+            host.now(),
+            _DEFERRED,
+            True,
         )
         host.tasks.add(task)
         self._pending += 1
@@ -481,9 +504,7 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
             if loop is None or loop is not host.home:
                 host.meet(loop, work)
             if self._ended:
-                if not self.pending:
-                    raise _closed_error(self, work)
-                self._after_end += 1
+                self._check_pending(work)
             task = self._make(kind, work, args, kwargs, options, frame, execution)
             if loop is None:
                 with host.lock:
@@ -502,6 +523,18 @@ class DeferredContext(msgspec.Struct, eq=False, weakref=True):
             elif host.loop is not None:  # meet() has seen to that
                 host.loop.call_soon_threadsafe(self._arrive_from_thread, task)
         return task
+
+    def _check_pending(self, work: object) -> None:
+        """Refuse work once the unit of work has ended and nothing of it is pending."""
+        if not self.pending:
+            about = f" of {self.label}" if self.label else ""
+            message = (
+                f"{name_of(work)} came too late: the unit of work{about} has ended and nothing of it is pending. "
+                "Register it before the handler returns, or from one of its tasks; work that belongs to no "
+                "request goes into a `with supervisor.context():` of its own"
+            )
+            raise ContextClosedError(message)
+        self._after_end += 1
 
     def _arrive_from_thread(self, task: TaskHandle[Any]) -> None:
         if task._tracked:  # else a new loop has taken over, and it is abandoned already
@@ -575,13 +608,3 @@ def once_only(options: TaskOptions, defaults: TaskOptions, awaitable: object) ->
         )
         raise ValueError(message)
     return options.overlay(retry=None)
-
-
-def _closed_error(context: DeferredContext, work: object) -> ContextClosedError:
-    about = f" of {context.label}" if context.label else ""
-    message = (
-        f"{name_of(work)} came too late: the unit of work{about} has ended and nothing of it is pending. "
-        "Register it before the handler returns, or from one of its tasks; work that belongs to no "
-        "request goes into a `with supervisor.context():` of its own"
-    )
-    return ContextClosedError(message)

@@ -13,7 +13,7 @@ from sys import _getframe
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
-from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
+from deferred._call import Kind, check_awaitable, check_callable, close_refused
 from deferred._context import DeferredContext, Host, hosts, once_only
 from deferred._events import Execution, Outcome
 from deferred._task import TaskHandle, current_unit
@@ -62,8 +62,8 @@ def defer(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[
     """
     context = current_unit.get(None)
     if context is not None:
-        root = cast("DeferredContext", context)
-        return root._register(func, args, kwargs, root._options, _getframe(1))
+        root: Any = context  # contexts alone are ever put there
+        return root._register(func, args, kwargs, root._options, _getframe(1))  # type: ignore[no-any-return]  # as above
     return _register(check_callable(func), func, args, kwargs, _getframe(1), Execution.DEFERRED)
 
 
@@ -112,7 +112,7 @@ def _host_outside() -> Host:
             return host
     message = (
         "defer()/wait_until() was called outside any unit of work: call it in a handler behind the middleware or "
-        "inside `with supervisor.context():`, or let work out of scope run with `Supervisor(out_of_scope=\"run\")`"
+        'inside `with supervisor.context():`, or let work out of scope run with `Supervisor(out_of_scope="run")`'
     )
     raise NoCurrentContextError(message)
 
@@ -124,8 +124,7 @@ def _ignore(context: DeferredContext, kind: Kind, work: Any, *rest: Any) -> Task
     if not host.warned:
         host.warned = True
         logger.warning(
-            "%s was deferred outside any unit of work (at %s) and is ignored, as out_of_scope=\"ignore\" says; "
-            "said once",
+            '%s was deferred outside any unit of work (at %s) and is ignored, as out_of_scope="ignore" says; said once',
             task.name,
             task.site,
         )

@@ -8,7 +8,8 @@ events, and it bounds itself: no server does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from deferred._events import DrainReport, Outcome, TaskState, UnfinishedTask
@@ -33,7 +34,7 @@ class Drain:
 
     def __init__(
         self,
-        live: Set[TaskHandle[Any]],
+        live: AbstractSet[TaskHandle[Any]],
         timeout: float,
         grace: float,
         *,

@@ -89,7 +89,7 @@ class Hooks:
         for hook in (*self.listeners(type(event)), *extra):
             self.tell(hook, event)
 
-    def tell(self, hook: Any, event: Event) -> None:  # noqa: ANN401  # a hook may be any callable
+    def tell(self, hook: Any, event: Event) -> None:  # a hook may be any callable
         """Tell one listener, and contain what it does."""
         try:
             answer = hook(event)

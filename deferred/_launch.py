@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from asyncio import Future
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from deferred._accept import Acceptance
 from deferred._call import Kind, close_refused
-from deferred._context import DeferredContext
+from deferred._context import DeferredContext, hosts
 from deferred._drain import Drain
 from deferred._events import (
+    ContextOpened,
     ContextSettled,
     DrainReport,
-    Event,
     Execution,
     Outcome,
     TaskAbandoned,
@@ -42,7 +43,6 @@ _BATCH = 32
 """How many tasks one turn of the loop starts: enough to be cheap, few enough for the others."""
 _ASYNC = Kind.ASYNC
 _SYNC = Kind.SYNC
-_NO_KWARGS: dict[str, Any] = {}
 _OK = Outcome.SUCCEEDED
 _Task: Any = asyncio.Task  # its eager_start is not in the types of every Python version
 
@@ -86,14 +86,55 @@ class Launcher(Acceptance):
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
         super().bind(loop)
+        self.announce(last=True)
         self._pumping = self._releasing = False
         self._released.clear()
 
+    def announce(self, *, last: bool) -> None:
+        """Let `deferred.defer` outside any context find this one, as the last or the first that it asks."""
+        reference = weakref.ref(self)
+        if reference not in hosts:
+            hosts.insert(len(hosts) if last else 0, reference)
+
+    def withdraw(self) -> None:
+        """Take back `announce`."""
+        reference = weakref.ref(self)
+        if reference in hosts:
+            hosts.remove(reference)
+
     def look(self) -> None:
         """Look whether anybody waits or watches; called whenever that may have changed."""
-        self.calm = not (
-            self.slots.queues or self.slots.named or self.drains or self.watched or self._rooms
-        ) and self.hooks.quiet
+        self.calm = (
+            not (self.slots.queues or self.slots.named or self.drains or self.watched or self._rooms)
+            and self.hooks.quiet
+        )
+
+    @property
+    def ambient(self) -> DeferredContext:
+        """The context of work that belongs to no unit of work: always closed, never ended."""
+        if self._ambient is None:
+            self._ambient = DeferredContext(self, self.options, None, "background", _closed=True, _decided=True)
+        return self._ambient
+
+    def open(self, describe: Callable[[Any], str] | None, subject: Any) -> DeferredContext:
+        """Open a context; `describe(subject)` is its label, made only if somebody asks."""
+        loop = running_loop()
+        if loop is not self.loop:
+            self.seen = loop  # bound by the first registration, if there is one
+        context = DeferredContext(self, self.options, describe, subject)
+        if self.hooks.opened:
+            self.tell_opened(context)
+        return context
+
+    def tell_opened(self, context: DeferredContext) -> None:
+        """Tell the hooks that a unit of work began."""
+        self.hooks.emit(ContextOpened(context, at=self.now()))
+
+    def adopt(self, other: Launcher) -> None:
+        """Have the supervisor of `other` drained with this one's."""
+        mine, theirs = (launcher.owner and launcher.owner() for launcher in (self, other))
+        if mine is not None and theirs is not None:
+            mine.adopt(theirs)
 
     def release(self, context: DeferredContext, /) -> None:
         """Launch what has waited in `context`, from the next turn of the loop on."""
@@ -109,9 +150,7 @@ class Launcher(Acceptance):
         slots, options = self.slots, self.options
         loop: Any = self.loop
         room = _BATCH
-        direct = (
-            _EAGER and self.plain and self.deadline is None and not slots.named and loop.get_task_factory() is None
-        )
+        direct = _EAGER and self.plain and self.deadline is None and not slots.named and loop.get_task_factory() is None
         for context in contexts:
             batch, context._waiting = context._waiting, None
             if batch is None:
@@ -175,7 +214,7 @@ class Launcher(Acceptance):
             coroutine = run_task(task, self)
         try:
             if _EAGER and eager and loop.get_task_factory() is None:
-                runner = asyncio.Task(coroutine, loop=loop, context=task._vars, eager_start=True)
+                runner = _Task(coroutine, loop=loop, context=task._vars, eager_start=True)
                 if task._outcome is not None:
                     return
             else:
@@ -188,12 +227,12 @@ class Launcher(Acceptance):
             return
         self._keep(task, runner)
 
-    def _keep(self, task: TaskHandle[Any], runner: asyncio.Task[None]) -> None:
+    def _keep(self, task: TaskHandle[Any], runner: Any) -> None:
         """Note the asyncio task of one that goes on after its first step."""
         task._runner = runner
         runner.set_name(task.name)
-        if isinstance(runner, asyncio.Task):  # a task factory may make anything
-            runner._log_destroy_pending = False  # type: ignore[attr-defined]  # one left behind is reported by us, by name
+        if hasattr(runner, "_log_destroy_pending"):  # a task factory may make anything
+            runner._log_destroy_pending = False  # one left behind is reported by us, by name
 
     def _never_ran(self, task: TaskHandle[Any], _runner: object) -> None:
         """Settle a task that was cancelled before its first step."""
@@ -230,7 +269,7 @@ class Launcher(Acceptance):
             task._stopped_by = outcome
         if not task._attempts:
             runner = task._runner
-            if task._kind is Kind.AWAITABLE and isinstance(task._work, Future):
+            if task._kind is Kind.AWAITABLE and asyncio.isfuture(task._work):
                 task._work.cancel()
             late = outcome is Outcome.CANCELLED_BY_DRAIN
             self.settle(task, Outcome.CANCELLED_AT_DEADLINE if late else outcome)
@@ -251,8 +290,6 @@ class Launcher(Acceptance):
             return
         task._outcome = _OK
         task._vars = task._runner = None
-        task._args = ()
-        task._kwargs = _NO_KWARGS
         if task._kind is Kind.AWAITABLE:
             self.claimed.discard(task._work)
         context: Any = task._unit
@@ -268,37 +305,18 @@ class Launcher(Acceptance):
             return
         task._outcome = outcome
         context: Any = task._unit
-        hooks = self.hooks
-        if outcome is _OK:
-            self.succeeded += 1
-            context._finished += 1
-            if hooks.succeeded:
-                hooks.emit(TaskSucceeded(task, task._attempts, at=self.now()))
-        else:
-            self._tell_ending(task, context, outcome)
         drains = (*self.drains, *context._drains)
+        self._tell_ending(task, context, outcome)
         for drain in drains:
             drain.note(task)
-        slots = self.slots
-        if task._slot:
-            task._slot = False
-            if slots.named:
-                slots.give(task)
-            else:
-                slots.busy -= 1
-            if slots.queues:
-                self._schedule_pump()
+        self._give_back(task)
         if task._tracked:
             task._tracked = False
             self.tasks.discard(task)
             context._pending -= 1
-            if hooks.settled and context._ended and not context.pending:
-                hooks.emit(ContextSettled(context, at=self.now()))
+            if self.hooks.settled and context._ended and not context.pending:
+                self.hooks.emit(ContextSettled(context, at=self.now()))
         task._vars = task._runner = None
-        if task._args or task._kwargs:
-            task._args, task._kwargs = (), _NO_KWARGS
-        if task._kind is not _ASYNC or slots.named or self.detached:
-            self._release(task)
         if task._waiters is not None:
             _notify(task._waiters)
         if self._rooms:
@@ -306,16 +324,36 @@ class Launcher(Acceptance):
         for drain in drains:
             drain.wake()
 
+    def _give_back(self, task: TaskHandle[Any]) -> None:
+        """Give back the slot, and what only some tasks hold."""
+        slots = self.slots
+        if task._slot:
+            task._slot = False
+            slots.give(task)
+            if slots.queues:
+                self._schedule_pump()
+        if slots.named:
+            slots.forget(task)
+        if task._execution is Execution.FIRE_AND_FORGET:
+            self.detached.discard(task)
+        if task._kind is Kind.AWAITABLE:
+            if not task._attempts:
+                close_refused(task._work)
+            self.claimed.discard(task._work)
+
     def _tell_ending(self, task: TaskHandle[Any], context: DeferredContext, outcome: Outcome) -> None:
         now, state = self.now(), outcome.state
-        event: Event
+        if outcome is _OK:
+            self.succeeded += 1
+            context._finished += 1
+            if self.hooks.succeeded:
+                self.hooks.emit(TaskSucceeded(task, task._attempts, at=now))
+            return
         self.unhappy[state] += 1
         if state is TaskState.FAILED:
             context._failed += 1
             error: Any = task._error
-            event = TaskFailed(
-                task, error, task._attempts, context.label, context.id, task.site, outcome, at=now
-            )
+            event = TaskFailed(task, error, task._attempts, context.label, context.id, task.site, outcome, at=now)
             self.hooks.emit(event, (*self.on_error, *context._on_error, *task._options.on_error))
         elif state is TaskState.CANCELLED:
             self.hooks.emit(TaskCancelled(task, outcome, at=now))
@@ -324,17 +362,6 @@ class Launcher(Acceptance):
         else:
             _leave_behind(task._runner)
             self.hooks.emit(TaskAbandoned(task, at=now))
-
-    def _release(self, task: TaskHandle[Any]) -> None:
-        """Let go of what only some tasks hold."""
-        if self.slots.named:
-            self.slots.forget(task)
-        if task._execution is Execution.FIRE_AND_FORGET:
-            self.detached.discard(task)
-        if task._kind is Kind.AWAITABLE:
-            if not task._attempts:
-                close_refused(task._work)
-            self.claimed.discard(task._work)
 
     # -- waiting ----------------------------------------------------------------------------
 

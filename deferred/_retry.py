@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -131,9 +131,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def verdict(self, error: BaseException, /) -> Verdict | Awaitable[Verdict]:
         """Say whether `error` is to be retried, or after how many seconds."""
-        if isinstance(self.on, type | tuple):
-            return isinstance(error, self.on)
-        return self.on(error)
+        on: Any = self.on
+        return isinstance(error, on) if isinstance(on, type | tuple) else on(error)
 
     def delay(self, attempt: int, /) -> float:
         """Return the seconds to wait after attempt number `attempt` (from 1) failed."""
@@ -147,13 +146,13 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         return backoff * (1.0 - self.wait_jitter * random.random())  # noqa: S311  # jitter, no secret
 
 
-def _check_on(on: object) -> None:
-    classes = on if isinstance(on, tuple) else (on,)
-    if isinstance(on, tuple) and not on:
-        message = "on=() retries nothing: name the errors to retry, or leave the retry policy out"
-        raise ValueError(message)
+def _check_on(on: Any) -> None:
     if isinstance(on, type | tuple):
-        for item in classes:  # pyright: ignore[reportUnknownVariableType]  # being checked here
+        classes: Any = on if isinstance(on, tuple) else (on,)  # pyright: ignore[reportUnknownVariableType]  # checked below
+        if not classes:
+            message = "on=() retries nothing: name the errors to retry, or leave the retry policy out"
+            raise ValueError(message)
+        for item in classes:
             if not (isinstance(item, type) and issubclass(item, BaseException)):
                 message = f"on must name exception classes, not {item!r}"
                 raise TypeError(message)

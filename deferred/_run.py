@@ -24,7 +24,7 @@ from deferred._events import Outcome, TaskRetrying, TaskStarted
 from deferred._hooks import Hooks
 from deferred._offload import shares_memory
 from deferred._retry import RetryPolicy, Verdict, seconds
-from deferred._task import Middleware, TaskHandle, running_task
+from deferred._task import Clock, Middleware, TaskHandle, running_task
 from deferred.exceptions import NonRetryableError
 
 __all__ = ["Runtime", "current_task", "run_inline", "run_plain", "run_task"]
@@ -66,6 +66,7 @@ class Runtime(Protocol):
     """What running a task needs of its supervisor."""
 
     hooks: Hooks
+    now: Clock
     deadline: float | None
 
     @property
@@ -76,10 +77,6 @@ class Runtime(Protocol):
     @property
     def task_scope(self) -> Callable[..., AbstractAsyncContextManager[Any]] | None:
         """What is entered around every attempt."""
-        ...
-
-    def now(self) -> float:
-        """Return the time of the loop's clock in seconds."""
         ...
 
     def succeed(self, task: TaskHandle[Any], /) -> None:
@@ -147,9 +144,7 @@ async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
         return Outcome.TIMED_OUT
 
 
-async def _until_done(
-    task: TaskHandle[Any], runtime: Runtime, budget: float | None
-) -> Outcome:
+async def _until_done(task: TaskHandle[Any], runtime: Runtime, budget: float | None) -> Outcome:
     while True:
         task._attempts += 1
         if runtime.hooks.started:
@@ -176,7 +171,7 @@ async def _until_done(
             return outcome
 
 
-async def _attempt(task: TaskHandle[Any], runtime: Runtime) -> Any:  # noqa: ANN401  # the user's result
+async def _attempt(task: TaskHandle[Any], runtime: Runtime) -> Any:  # the user's result
     call: Callable[[], Awaitable[Any]] = partial(_invoke, task, runtime)
     if runtime.task_scope is not None:
         call = partial(_scoped, runtime.task_scope, task, call)
@@ -185,8 +180,10 @@ async def _attempt(task: TaskHandle[Any], runtime: Runtime) -> Any:  # noqa: ANN
     return await call()
 
 
-async def _through(middleware: Middleware, task: TaskHandle[Any], call: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  # the user's result
-    async def call_next(_task: object = None, /) -> Any:  # noqa: ANN401  # the user's result
+async def _through(
+    middleware: Middleware, task: TaskHandle[Any], call: Callable[[], Awaitable[Any]]
+) -> Any:  # the user's result
+    async def call_next(_task: object = None, /) -> Any:  # the user's result
         return await call()
 
     answer = middleware(task, call_next)
@@ -200,15 +197,16 @@ async def _scoped(
     factory: Callable[..., AbstractAsyncContextManager[Any]],
     task: TaskHandle[Any],
     call: Callable[[], Awaitable[Any]],
-) -> Any:  # noqa: ANN401  # the user's result
-    async with factory(task) as task._scope:
+) -> Any:  # the user's result
+    async with factory(task) as scope:
+        task._scope = scope
         try:
             return await call()
         finally:
             task._scope = None
 
 
-async def _invoke(task: TaskHandle[Any], runtime: Runtime) -> Any:  # noqa: ANN401  # the user's result
+async def _invoke(task: TaskHandle[Any], runtime: Runtime) -> Any:  # the user's result
     if task._kind is _ASYNC:
         return await task._work(*task._args, **task._kwargs)
     if task._kind is Kind.AWAITABLE:
@@ -221,7 +219,7 @@ async def _invoke(task: TaskHandle[Any], runtime: Runtime) -> Any:  # noqa: ANN4
     return await value if inspect.isawaitable(value) else value
 
 
-async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[], Any]) -> Any:  # noqa: ANN401  # the user's result
+async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[], Any]) -> Any:  # the user's result
     """Wait for a thread; it cannot be interrupted, so a cancelled task stays until it is done."""
     thread = executor.submit(call)
     future = asyncio.wrap_future(thread)
@@ -234,9 +232,7 @@ async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[
                 raise
 
 
-async def _judge(
-    task: TaskHandle[Any], error: BaseException, *, timed_out: bool
-) -> tuple[Outcome | None, float]:
+async def _judge(task: TaskHandle[Any], error: BaseException, *, timed_out: bool) -> tuple[Outcome | None, float]:
     """Say why nothing more is to be tried, or after how many seconds to try again."""
     policy = task._options.retry
     if isinstance(error, NonRetryableError):

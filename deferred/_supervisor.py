@@ -15,7 +15,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, get_args
 
-from deferred._context import DeferredContext, hosts
+from deferred._context import DeferredContext
 from deferred._drain import Drain
 from deferred._events import (
     DrainFinished,
@@ -139,7 +139,7 @@ class Supervisor:
         self._adopted: weakref.WeakSet[Supervisor] = weakref.WeakSet()
         _alive.add(self)
         if out_of_scope != "raise":
-            hosts.insert(0, weakref.ref(self._launcher))
+            self._launcher.announce(last=False)
 
     # -- its life -----------------------------------------------------------------------------
 
@@ -180,9 +180,7 @@ class Supervisor:
         launcher = self._launcher
         launcher.shut(why)
         launcher.lazy = True
-        reference = weakref.ref(launcher)
-        if reference in hosts:
-            hosts.remove(reference)
+        launcher.withdraw()
         for task in tuple(launcher.detached):
             launcher.settle(task, Outcome.ABANDONED)
 
@@ -434,7 +432,14 @@ def _check_scope(factory: TaskScope) -> TaskScope:
     try:
         inspect.signature(factory).bind(None)
     except TypeError:
-        return lambda _task: factory()
+        return _without_task(factory)
     except ValueError:  # a callable without a signature
         return factory
     return factory
+
+
+def _without_task(factory: TaskScope) -> TaskScope:
+    def call(_task: object) -> AbstractAsyncContextManager[Any]:
+        return factory()
+
+    return call

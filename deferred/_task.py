@@ -27,6 +27,7 @@ from deferred.exceptions import TaskUnfinishedError
 
 __all__ = [
     "CallNext",
+    "Clock",
     "ErrorHook",
     "Hook",
     "Middleware",
@@ -62,6 +63,12 @@ def _reseed() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reseed)
+
+
+class Clock(Protocol):
+    """The event loop's clock: returns its time in seconds."""
+
+    def __call__(self) -> float: ...
 
 
 class _Identified(Protocol):
@@ -111,8 +118,8 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         self,
         *,
         name: str | msgspec.UnsetType = UNSET,
-        retry: RetryPolicy | None | msgspec.UnsetType = UNSET,
-        timeout: float | None | msgspec.UnsetType = UNSET,
+        retry: RetryPolicy | msgspec.UnsetType | None = UNSET,
+        timeout: float | msgspec.UnsetType | None = UNSET,
         when: When | msgspec.UnsetType = UNSET,
         middleware: Iterable[Middleware] = (),
         on_error: ErrorHook | None = None,
@@ -140,7 +147,7 @@ def _check_name(name: object) -> str:
     return name
 
 
-def _check_retry(retry: Any) -> RetryPolicy | None:  # noqa: ANN401  # being checked here
+def _check_retry(retry: Any) -> RetryPolicy | None:  # being checked here
     if retry is None or all(hasattr(retry, part) for part in ("attempts", "timeout", "verdict", "delay")):
         return retry  # type: ignore[no-any-return]  # checked by its parts
     message = f"retry must be a Retry(on=...) or None, not {retry!r}"
@@ -155,20 +162,18 @@ def _check_when(when: object) -> When:
     for known in get_args(When):
         if when == known:
             return known  # type: ignore[no-any-return]  # one of the literals
-    message = f'when must be one of {", ".join(map(repr, get_args(When)))}, not {when!r}'
+    message = f"when must be one of {', '.join(map(repr, get_args(When)))}, not {when!r}"
     raise ValueError(message)
 
 
-def check_functions(functions: Any, what: str) -> tuple[Any, ...]:  # noqa: ANN401  # being checked here
+def check_functions(functions: Any, what: str) -> tuple[Any, ...]:  # being checked here
     """Return `functions` as a tuple of callables, or refuse them by the argument's name."""
-    if callable(functions):
-        functions = (functions,)
-    functions = tuple(functions)
-    for function in functions:
+    known: tuple[Any, ...] = (functions,) if callable(functions) else tuple(functions)
+    for function in known:
         if not callable(function):
             message = f"{what} must be functions, not {function!r}"
             raise TypeError(message)
-    return functions
+    return known
 
 
 class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
@@ -282,13 +287,13 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         return self._options.timeout
 
     @property
-    def scope(self) -> Any:  # noqa: ANN401  # whatever the user's factory yields
+    def scope(self) -> Any:  # whatever the user's factory yields
         """What the supervisor's ``task_scope`` yielded for the attempt under way."""
         return self._scope
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and keyword arguments; empty once the task has settled."""
+        """The positional and keyword arguments; never shown in logs, events or `repr`."""
         return self._args, self._kwargs
 
     def done(self) -> bool:

@@ -85,7 +85,7 @@ def _mark(handler: Callable[P, R], execution: Execution) -> Callable[P, R]:
     if inspect.iscoroutinefunction(handler):
 
         @functools.wraps(handler)
-        async def run(*args: P.args, **kwargs: P.kwargs) -> Any:  # noqa: ANN401  # the handler's own
+        async def run(*args: P.args, **kwargs: P.kwargs) -> Any:  # the handler's own
             outer = _route(execution)
             try:
                 return await handler(*args, **kwargs)
@@ -98,11 +98,12 @@ def _mark(handler: Callable[P, R], execution: Execution) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         outer = _route(execution)
         try:
-            return handler(*args, **kwargs)
+            answer: R = handler(*args, **kwargs)
+            return answer
         finally:
             _restore(outer)
 
-    return call
+    return cast("Callable[P, R]", call)
 
 
 def _route(execution: Execution) -> Execution | None:

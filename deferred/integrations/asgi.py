@@ -122,13 +122,13 @@ class DeferredMiddleware:
             if not await exchange.absorb(error, scope):
                 raise
         else:
-            if context._closed and context._held is None and not hooks.settled:
+            if context._closed and not hooks.settled and context._held is None:
                 context._decided = context._ended = True  # what finish() does, in most cases
             else:
                 exchange.finish(scope)
         finally:
             current_unit.reset(token)
-            if KEY in scope:
+            if KEY in scope:  # unless the app has cleared it
                 del scope[KEY]  # the scope must not hold what holds the scope
         if self._stays:
             await context.drained()
@@ -139,7 +139,7 @@ class DeferredMiddleware:
             await Lifespan(self.app, self.supervisor).run(scope, receive, send)
             return
         outer: DeferredContext | None = scope.get(KEY)
-        if outer is None or (not outer._ended and (not self._given or outer._host is self._launcher)):
+        if outer is None or (not outer._ended and (not self._given or outer.belongs_to(self._launcher))):
             await self.app(scope, receive, send)  # unknown; or mounted twice: one context, the outer one
             return
         # A supervisor of its own inside another's request: each has its context, the outer

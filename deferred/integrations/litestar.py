@@ -62,9 +62,9 @@ class DeferredPlugin(InitPlugin):
         app_config.middleware.insert(0, _Middleware(self.supervisor))
         app_config.dependencies = dict(app_config.dependencies)
         app_config.dependencies.setdefault(self._dependency, Provide(_provide_context, sync_to_thread=False))
-        app_config.lifespan = [*app_config.lifespan, self._lifespan]
-        handlers: dict[Any, Any] = {TaskRejectedError: _answer_rejection}
-        app_config.exception_handlers = {**handlers, **cast("dict[Any, Any]", app_config.exception_handlers)}
+        config: Any = app_config  # its own types are generic in what the app stores
+        config.lifespan = [*config.lifespan, self._lifespan]
+        config.exception_handlers = {TaskRejectedError: _answer_rejection, **config.exception_handlers}
         app_config.signature_namespace.setdefault("DeferredContext", DeferredContext)
         return app_config
 
