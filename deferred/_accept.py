@@ -21,12 +21,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from deferred._call import Kind, name_of
-from deferred._context import DeferredContext
 from deferred._events import Execution, Outcome, TaskRejected
 from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
 from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions
+from deferred._unit import UnitOfWork
 from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
 
 __all__ = ["Acceptance"]
@@ -124,7 +124,7 @@ class Acceptance(abc.ABC):
         self.owner: Callable[[], Any] | None = None
         self.lock = threading.Lock()
         self._offload = offload
-        self._ambient: DeferredContext | None = None
+        self._ambient: UnitOfWork | None = None
         self._rooms: list[Future[None]] = []
         self.calm = False
 
@@ -198,7 +198,7 @@ class Acceptance(abc.ABC):
 
     # -- acceptance -------------------------------------------------------------------------
 
-    def admit(self, task: TaskHandle[Any], context: DeferredContext, /) -> bool:
+    def admit(self, task: TaskHandle[Any], context: UnitOfWork, /) -> bool:
         """Accept `task` (True), or do what the overflow policy says.
 
         Raises:
@@ -222,7 +222,7 @@ class Acceptance(abc.ABC):
             self.tasks.add(task)
         return True
 
-    def confirm(self, task: TaskHandle[Any], context: DeferredContext, /) -> None:
+    def confirm(self, task: TaskHandle[Any], context: UnitOfWork, /) -> None:
         """Take back what a thread registered while the supervisor was shut, and raise."""
         if self.why is not None:
             self.tasks.discard(task)
@@ -232,7 +232,7 @@ class Acceptance(abc.ABC):
                     context._sent -= 1
             self.meet(None, task._work)
 
-    def _full(self, context: DeferredContext, name: str) -> str | None:
+    def _full(self, context: UnitOfWork, name: str) -> str | None:
         """Return which limit is reached, in words; None when none is."""
         waiting = len(self.tasks) + len(self.detached) - self.slots.busy
         if waiting >= self.max_pending:
@@ -249,7 +249,7 @@ class Acceptance(abc.ABC):
             return f"too many tasks of that name wait (limits[{name!r}].pending)"
         return None
 
-    def _refuse(self, task: TaskHandle[Any], context: DeferredContext, full: str) -> bool:
+    def _refuse(self, task: TaskHandle[Any], context: UnitOfWork, full: str) -> bool:
         if self.overflow == "discard":
             self.on_loop(self.settle, task, Outcome.DISCARDED_BY_OVERFLOW)
             return False
@@ -258,7 +258,7 @@ class Acceptance(abc.ABC):
         self.on_loop(self.hooks.emit, TaskRejected(task.name, context, error, at=self.now()))
         raise error
 
-    def room(self, context: DeferredContext, name: str, /) -> Future[None] | None:
+    def room(self, context: UnitOfWork, name: str, /) -> Future[None] | None:
         """Return what to wait for while a limit is reached and the policy is ``"wait"``."""
         if self.overflow != "wait" or self._full(context, name) is None:
             return None

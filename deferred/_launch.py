@@ -18,7 +18,7 @@ from typing import Any
 
 from deferred._accept import Acceptance
 from deferred._call import Kind, close_refused
-from deferred._context import DeferredContext, hosts
+from deferred._context import DeferredContext
 from deferred._drain import Drain
 from deferred._events import (
     ContextOpened,
@@ -35,6 +35,7 @@ from deferred._events import (
 )
 from deferred._run import current_task, run_inline, run_plain, run_task
 from deferred._task import TaskHandle
+from deferred._unit import UnitOfWork, hosts
 
 __all__ = ["Launcher"]
 
@@ -79,7 +80,7 @@ class Launcher(Acceptance):
         self.watched = 0  # contexts that are being drained
         self.deadline: float | None = None
         self._pumping = False
-        self._released: list[DeferredContext] = []
+        self._released: list[UnitOfWork] = []
         self._releasing = False
         self.look()
 
@@ -110,7 +111,7 @@ class Launcher(Acceptance):
         )
 
     @property
-    def ambient(self) -> DeferredContext:
+    def ambient(self) -> UnitOfWork:
         """The context of work that belongs to no unit of work: always closed, never ended."""
         if self._ambient is None:
             self._ambient = DeferredContext(self, self.options, None, "background", _closed=True, _decided=True)
@@ -126,7 +127,7 @@ class Launcher(Acceptance):
             self.tell_opened(context)
         return context
 
-    def tell_opened(self, context: DeferredContext) -> None:
+    def tell_opened(self, context: UnitOfWork) -> None:
         """Tell the hooks that a unit of work began."""
         self.hooks.emit(ContextOpened(context, at=self.now()))
 
@@ -136,7 +137,7 @@ class Launcher(Acceptance):
         if mine is not None and theirs is not None:
             mine.adopt(theirs)
 
-    def release(self, context: DeferredContext, /) -> None:
+    def release(self, context: UnitOfWork, /) -> None:
         """Launch what has waited in `context`, from the next turn of the loop on."""
         self._released.append(context)
         if not self._releasing and self.loop is not None and not self.loop.is_closed():
@@ -179,7 +180,7 @@ class Launcher(Acceptance):
                 else:
                     self._launch_decided(task, context)
 
-    def _launch_decided(self, task: TaskHandle[Any], context: DeferredContext) -> None:
+    def _launch_decided(self, task: TaskHandle[Any], context: UnitOfWork) -> None:
         decision = context.decide(task)
         if decision:
             self.launch(task, eager=True)
@@ -341,7 +342,7 @@ class Launcher(Acceptance):
                 close_refused(task._work)
             self.claimed.discard(task._work)
 
-    def _tell_ending(self, task: TaskHandle[Any], context: DeferredContext, outcome: Outcome) -> None:
+    def _tell_ending(self, task: TaskHandle[Any], context: UnitOfWork, outcome: Outcome) -> None:
         now, state = self.now(), outcome.state
         if outcome is _OK:
             self.succeeded += 1
@@ -365,7 +366,7 @@ class Launcher(Acceptance):
 
     # -- waiting ----------------------------------------------------------------------------
 
-    async def drain_context(self, context: DeferredContext, timeout: float | None, /) -> DrainReport:
+    async def drain_context(self, context: UnitOfWork, timeout: float | None, /) -> DrainReport:
         """Drain the tasks of one context; the counts are of its whole life."""
         limit = self.timeout if timeout is None else timeout
         drain = Drain(self.tasks, limit, self.grace, me=current_task(), unit=context)

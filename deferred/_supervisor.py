@@ -10,12 +10,9 @@ import os
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager
-from contextvars import Token
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, Self, TypeVar
 
-from deferred._context import DeferredContext
 from deferred._drain import Drain
 from deferred._events import (
     DrainFinished,
@@ -30,7 +27,9 @@ from deferred._launch import Launcher
 from deferred._limits import Limit, check_count
 from deferred._retry import RetryPolicy, seconds
 from deferred._run import current_task
-from deferred._task import ErrorHook, Hook, Middleware, TaskOptions, Unit, check_functions, current_unit
+from deferred._scope import Scope
+from deferred._settings import TaskScope, check_choice, check_drain_timeout, check_limits, check_scope
+from deferred._task import ErrorHook, Hook, Middleware, TaskOptions, check_functions
 from deferred.instrumentation.logging import SHOWN, log_event, logger
 
 __all__ = ["Supervisor"]
@@ -40,10 +39,6 @@ T = TypeVar("T")
 
 Overflow = Literal["reject", "wait", "discard"]
 OutOfScope = Literal["raise", "run", "ignore"]
-TaskScope = Callable[..., AbstractAsyncContextManager[Any]]
-
-DRAIN_TIMEOUT = 20.0
-"""Seconds: ten below the 30 that Kubernetes, gunicorn and most hosts leave between SIGTERM and SIGKILL."""
 
 
 class Supervisor:
@@ -125,12 +120,12 @@ class Supervisor:
             max_running=check_count(max_running, "max_running"),
             max_pending=check_count(max_pending, "max_pending"),
             max_per_context=check_count(max_per_context, "max_per_context"),
-            limits=_check_limits(limits or {}),
-            overflow=_check_choice(overflow, Overflow, "overflow"),
-            out_of_scope=_check_choice(out_of_scope, OutOfScope, "out_of_scope"),
-            task_scope=None if task_scope is None else _check_scope(task_scope),
+            limits=check_limits(limits or {}),
+            overflow=check_choice(overflow, Overflow, "overflow"),
+            out_of_scope=check_choice(out_of_scope, OutOfScope, "out_of_scope"),
+            task_scope=None if task_scope is None else check_scope(task_scope),
             offload=offload,
-            timeout=_drain_timeout(drain_timeout),
+            timeout=check_drain_timeout(drain_timeout),
             grace=seconds(cancel_grace, "cancel_grace", zero=True),
         )
         self._launcher.owner = weakref.ref(self)
@@ -234,7 +229,7 @@ class Supervisor:
 
     # -- what it is for -------------------------------------------------------------------------
 
-    def context(self, label: str | None = None) -> _Scope:
+    def context(self, label: str | None = None) -> Scope:
         """Open a context: ``with supervisor.context("import of March") as ctx:``.
 
         Leaving it closes it, whatever the reason: what was deferred then starts. The tasks
@@ -243,7 +238,7 @@ class Supervisor:
         Args:
             label: What it is about; shown in logs, reports and the inspector.
         """
-        return _Scope(self._launcher, label)
+        return Scope(self._launcher.open, self._launcher.on_loop, label)
 
     def wrap(
         self, handler: Callable[P, Coroutine[Any, Any, T]], *, strict: bool = False
@@ -324,45 +319,6 @@ class Supervisor:
         self._launcher.look()
 
 
-class _Scope:
-    """What ``supervisor.context()`` returns; lives as long as the ``with`` block."""
-
-    __slots__ = ("_label", "_launcher", "_token", "opened")
-
-    opened: DeferredContext
-
-    def __init__(self, launcher: Launcher, label: str | None) -> None:
-        self._launcher = launcher
-        self._label = label
-        self._token: Token[Unit] | None = None
-
-    def __enter__(self) -> DeferredContext:
-        if hasattr(self, "opened"):
-            message = "this context was entered before; each `with` needs a `supervisor.context()` of its own"
-            raise RuntimeError(message)
-        self.opened = self._launcher.open(None, self._label)
-        self._token = current_unit.set(self.opened)
-        return self.opened
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._token is not None:
-            current_unit.reset(self._token)
-            self._token = None
-        self.opened.end(error)
-
-    def __del__(self) -> None:
-        if self._token is not None:
-            waiting = len(self.opened.tasks)
-            logger.warning(
-                "a context (%r) was dropped without being closed, %d task(s) pending: use `with supervisor.context():`",
-                self.opened.label,
-                waiting,
-            )
-            self._launcher.on_loop(self.opened.end)
-
-
 _alive: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 
 
@@ -396,50 +352,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _drain_timeout(given: float | None) -> float:
-    if given is not None:
-        return seconds(given, "drain_timeout", zero=True)
-    text = os.environ.get("DEFERRED_DRAIN_TIMEOUT")
-    if text is None:
-        return DRAIN_TIMEOUT
-    try:
-        return seconds(float(text), "DEFERRED_DRAIN_TIMEOUT", zero=True)
-    except ValueError as error:
-        message = f"DEFERRED_DRAIN_TIMEOUT must be a number of seconds, 0 or more, not {text!r}"
-        raise ValueError(message) from error
-
-
-def _check_choice(value: str, choices: Any, what: str) -> str:
-    if value not in get_args(choices):
-        message = f"{what} must be one of {', '.join(map(repr, get_args(choices)))}, not {value!r}"
-        raise ValueError(message)
-    return value
-
-
-def _check_limits(limits: Mapping[str, Limit]) -> Mapping[str, Limit]:
-    for name, limit in limits.items():
-        if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
-            message = f"limits[{name!r}] must be a Limit(running=..., pending=...), not {limit!r}"
-            raise TypeError(message)
-    return limits
-
-
-def _check_scope(factory: TaskScope) -> TaskScope:
-    """Return the factory as a function of the task, whether or not it takes it."""
-    check_functions((factory,), "task_scope")
-    try:
-        inspect.signature(factory).bind(None)
-    except TypeError:
-        return _without_task(factory)
-    except ValueError:  # a callable without a signature
-        return factory
-    return factory
-
-
-def _without_task(factory: TaskScope) -> TaskScope:
-    def call(_task: object) -> AbstractAsyncContextManager[Any]:
-        return factory()
-
-    return call
