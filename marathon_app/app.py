@@ -59,9 +59,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             "health": Provide(_provide_health, sync_to_thread=False),
             "mailbox": Provide(_provide_mailbox, sync_to_thread=False),
         },
-        state=State(
-            {"health": Health(), "limits": RegistrationLimits(settings.rate_limit), "mailbox": mailbox}
-        ),
+        state=State({"health": Health(), "limits": RegistrationLimits(settings.rate_limit), "mailbox": mailbox}),
         exception_handlers=dict(EXCEPTION_HANDLERS),
         before_send=[add_headers],
         request_max_body_size=MAX_BODY,

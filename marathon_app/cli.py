@@ -22,6 +22,8 @@ from marathon_app.settings import Settings, SettingsError, load_settings
 GRACEFUL_TIMEOUT: Final = 10  # seconds a request may still take once a signal came
 BACKLOG: Final = 2048  # connections the kernel holds while the loop is busy
 
+DRAIN_TIMEOUT: Final = "DEFERRED_DRAIN_TIMEOUT"  # the supervisor's own setting
+
 EXAMPLE: Final = (
     '{"firstName": "Ada", "lastName": "Lovelace", "email": "ada@example.com", '
     '"address": "12 St James Square, London", "distance": "half"}'
@@ -38,17 +40,14 @@ def main() -> int:
     try:
         settings = load_settings()
         _check_database(settings.database_path)
+        app = _load_app()
     except SettingsError as error:
         return _complain(str(error), 2)
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
         mend = "MARATHON_PORT chooses another port (0: a free one), MARATHON_HOST another address."
-        return _complain(
-            f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. {mend}", 1
-        )
-    # Only now, as the module makes an application of the settings, which are known to be right.
-    app: Litestar = importlib.import_module("marathon_app.app").app
+        return _complain(f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. {mend}", 1)
     return _serve(app, settings, listener)
 
 
@@ -104,6 +103,17 @@ def _serve(app: Litestar, settings: Settings, listener: socket.socket) -> int:
                 raise
             return _complain("The app did not start; what went wrong is said above.", 1)
     return 1 if server.lifespan.should_exit else 0
+
+
+def _load_app() -> Litestar:
+    try:
+        # Only now, as the module makes an application of the settings, which are known to be right.
+        app: Litestar = importlib.import_module("marathon_app.app").app
+    except ValueError as error:
+        if not str(error).startswith(DRAIN_TIMEOUT):
+            raise
+        raise SettingsError({DRAIN_TIMEOUT: str(error).removeprefix(f"{DRAIN_TIMEOUT} ")}) from error
+    return app
 
 
 def _check_database(path: Path) -> None:

@@ -158,17 +158,17 @@ class Database:
         """
         try:
             async with asyncio.timeout(timeout):
+                await self._connections()
+                if await asyncio.to_thread(_inode, self.path) != self._inode:
+                    message = "the database file was removed or replaced while the app was running"
+                    raise DatabaseUnavailableError(message)
                 await self.fetch_one("SELECT count(*) FROM sqlite_schema")
-                inode = await asyncio.to_thread(_inode, self.path)
         except TimeoutError:
             message = f"the database did not answer within {timeout:g} s"
             raise DatabaseUnavailableError(message) from None
         except sqlite3.Error as error:
             message = f"the database answered with {type(error).__name__}"
             raise DatabaseUnavailableError(message) from error
-        if inode != self._inode:
-            message = "the database file was removed or replaced while the app was running"
-            raise DatabaseUnavailableError(message)
 
     async def _take_turn(self) -> None:
         if self._waiting >= self._max_waiting:

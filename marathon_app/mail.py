@@ -148,9 +148,7 @@ class Mailer:
 class _Delivery:
     """One connection and the one mail that goes over it."""
 
-    def __init__(
-        self, letter: Letter, server: MailServer, timeouts: MailTimeouts, tls: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, letter: Letter, server: MailServer, timeouts: MailTimeouts, tls: ssl.SSLContext | None) -> None:
         self.stage = Stage.CONNECT
         self._letter = letter
         self._server = server

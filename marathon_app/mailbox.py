@@ -104,9 +104,7 @@ class _Session(SMTP):
     """One client's connection, which can be ended from outside."""
 
     def __init__(self, mailbox: Mailbox, sessions: set["_Session"], loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            mailbox, enable_SMTPUTF8=True, hostname="marathon.localhost", ident="marathon", loop=loop
-        )
+        super().__init__(mailbox, enable_SMTPUTF8=True, hostname="marathon.localhost", ident="marathon", loop=loop)
         self._sessions = sessions
         self.ended = asyncio.Event()
 

@@ -81,7 +81,7 @@ class LetterWriter:
 
 def message_id(runner: Runner) -> str:
     """Return the Message-ID of a runner's confirmation, angle brackets included."""
-    return f"<confirmation.{runner.reference}@{MESSAGE_ID_DOMAIN}>"
+    return f"<{runner.reference}@{MESSAGE_ID_DOMAIN}>"
 
 
 def _header_address(address: str, name: str = "") -> Address:

@@ -32,18 +32,16 @@ def page_routes(settings: Settings) -> list[HTTPRouteHandler]:
     async def index() -> Response[Any]:
         """Serve the page."""
         headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
-        return Response(html, media_type="text/html; charset=utf-8", headers=headers)
+        return Response(html, media_type="text/html", headers=headers)
 
     @get("/style.css")
     async def stylesheet() -> Response[Any]:
         """Serve the page's style."""
-        return Response(style, media_type="text/css; charset=utf-8", headers={"Cache-Control": "no-cache"})
+        return Response(style, media_type="text/css", headers={"Cache-Control": "no-cache"})
 
     @get("/page.js")
     async def module() -> Response[Any]:
         """Serve the page's module."""
-        return Response(
-            script, media_type="text/javascript; charset=utf-8", headers={"Cache-Control": "no-cache"}
-        )
+        return Response(script, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     return [index, stylesheet, module]

@@ -5,6 +5,7 @@ at fault. It never holds a traceback, SQL, a path or an exception's own words.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,7 +15,7 @@ from litestar.datastructures import MutableScopeHeaders, State
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
-from deferred import NonRetryableError
+from deferred import NonRetryableError, SupervisorClosedError, TaskRejectedError
 from marathon_app.database import DatabaseBusyError, DatabaseUnavailableError
 from marathon_app.mail import MailNotSentError
 from marathon_app.models import InvalidRegistrationError
@@ -67,14 +68,19 @@ def http_error(_request: AnyRequest, error: HTTPException) -> ErrorResponse:
     return _error(error.status_code, detail or HTTPStatus(error.status_code).phrase, headers=error.headers)
 
 
-def database_error(
-    _request: AnyRequest, error: DatabaseBusyError | DatabaseUnavailableError
-) -> ErrorResponse:
+def database_error(_request: AnyRequest, error: DatabaseBusyError | DatabaseUnavailableError) -> ErrorResponse:
     """Answer that nothing was stored, and that trying again makes sense: 503."""
     logger.warning("A registration was not stored: %s", error)
     retry_after = "1" if isinstance(error, DatabaseBusyError) else "5"
     detail = "The registration could not be stored; nothing was kept. Please try again."
     return _error(503, detail, headers={"Retry-After": retry_after})
+
+
+def rejected(_request: AnyRequest, error: TaskRejectedError | SupervisorClosedError) -> ErrorResponse:
+    """Answer that too much work waits already, or that the app is shutting down: 503."""
+    retry_after = error.retry_after if isinstance(error, TaskRejectedError) else 5.0
+    headers = {"Retry-After": str(max(1, math.ceil(retry_after)))}
+    return _error(503, "Too much is waiting; nothing was kept. Please try again.", headers=headers)
 
 
 def mail_error(_request: AnyRequest, error: MailNotSentError | NonRetryableError) -> ErrorResponse:
@@ -94,6 +100,8 @@ EXCEPTION_HANDLERS: Final[Mapping[int | type[Exception], Callable[[Any, Any], Er
     HTTPException: http_error,
     DatabaseBusyError: database_error,
     DatabaseUnavailableError: database_error,
+    TaskRejectedError: rejected,
+    SupervisorClosedError: rejected,
     MailNotSentError: mail_error,
     NonRetryableError: mail_error,
     Exception: unexpected_error,

@@ -152,6 +152,7 @@ function drawScale({ step, end }) {
     const label = document.createElement("span");
     label.textContent = time === 0 ? "0" : `${time} ms`;
     label.style.left = `${(100 * time) / end}%`;
+    label.classList.toggle("last", time === end);
     labels.push(label);
   }
   scale.replaceChildren(...labels);

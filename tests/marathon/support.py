@@ -47,26 +47,29 @@ class FaultyServer:
         self.sessions = 0
         self.logins = 0
         self.most_at_once = 0
-        self.open: set[SMTP] = set()
+        self.open: set[_Session] = set()
         self.gate = asyncio.Event()  # DATA is answered once it is set
         self.gate.set()
         self.server = MailServer(host="127.0.0.1", port=0)
 
-    async def handle_MAIL(
+    async def handle_MAIL(  # noqa: N802 - aiosmtpd's name
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
+        """Answer MAIL FROM as `replies` says."""
         envelope.mail_from, envelope.mail_options = address, options
         return self.replies.get("MAIL", "250 OK")
 
-    async def handle_RCPT(
+    async def handle_RCPT(  # noqa: N802 - same
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
+        """Answer RCPT TO as `replies` says."""
         if "RCPT" in self.replies:
             return self.replies["RCPT"]
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - same
+        """Take the mail, then fail as `replies` and `after_data` say."""
         if "DATA" in self.replies:
             return self.replies["DATA"]
         await self.gate.wait()
@@ -86,9 +89,13 @@ class _Session(SMTP):
     def __init__(self, faulty: FaultyServer, **options: Any) -> None:
         super().__init__(faulty, hostname="test.localhost", **options)
         self.faulty = faulty
+        self.first: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if self.first is not None:
+            return  # the same connection, after STARTTLS
+        self.first = transport
         self.faulty.sessions += 1
         self.faulty.open.add(self)
         self.faulty.most_at_once = max(self.faulty.most_at_once, len(self.faulty.open))
@@ -96,6 +103,12 @@ class _Session(SMTP):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self.faulty.open.discard(self)
+
+    def end(self) -> "asyncio.Task[None]":
+        """Cut the connection and return the task that served it."""
+        self.first.abort()
+        self._handler_coroutine.cancel()
+        return self._handler_coroutine
 
 
 @contextlib.asynccontextmanager
@@ -121,7 +134,9 @@ def tls_client() -> ssl.SSLContext:
 
 
 @contextlib.asynccontextmanager
-async def smtp(*, security: str = "none", login: tuple[str, str] | None = None, **options: Any) -> AsyncIterator[FaultyServer]:
+async def smtp(
+    *, security: str = "none", login: tuple[str, str] | None = None, **options: Any
+) -> AsyncIterator[FaultyServer]:
     """Run a mail server in this loop.
 
     Args:
@@ -136,15 +151,10 @@ async def smtp(*, security: str = "none", login: tuple[str, str] | None = None, 
     loop = asyncio.get_running_loop()
     async with listen(lambda: _Session(faulty, loop=loop, **options), **implicit) as port:
         username, password = login or (None, None)
-        faulty.server = MailServer(
-            host="127.0.0.1", port=port, security=security, username=username, password=password
-        )
+        faulty.server = MailServer(host="127.0.0.1", port=port, security=security, username=username, password=password)
         yield faulty
-        for session in list(faulty.open):
-            if session.transport is not None:
-                session.transport.abort()
-        while faulty.open:
-            await asyncio.sleep(0)
+        handlers = [session.end() for session in faulty.open]
+        await asyncio.gather(*handlers, return_exceptions=True)
 
 
 async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:

@@ -1,6 +1,7 @@
 """The wrapper around `databases`, on a real SQLite file."""
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ SCHEMA = ("CREATE TABLE IF NOT EXISTS items (name TEXT PRIMARY KEY) STRICT",)
 
 @pytest.fixture
 async def database(tmp_path):
+    """Give an open database in a folder that was not there."""
     database = Database(tmp_path / "new" / "folder" / "a b?#%41.db", schema=SCHEMA)
     await database.open()
     yield database
@@ -21,13 +23,22 @@ async def database(tmp_path):
 
 
 def adding(name):
+    """Return a unit of work that adds one item."""
+
     async def work(connection):
         return await connection.fetch_one("INSERT INTO items VALUES (:name) RETURNING name", {"name": name})
 
     return work
 
 
+def stored_in(path):
+    """Return the items that are in the file, whatever anybody reports."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM items")]
+
+
 async def names(database):
+    """Return the items as the app reads them."""
     row = await database.fetch_one("SELECT coalesce(group_concat(name), '') AS names FROM items ORDER BY name")
     return set(filter(None, row["names"].split(",")))
 
@@ -65,7 +76,7 @@ async def test_nothing_is_left_when_it_is_closed(tmp_path):
 
     left = {thread for thread in set(threading.enumerate()) - before if "asyncio" not in thread.name}
     assert left == set()
-    assert list(sqlite3.connect(tmp_path / "file.db").execute("SELECT name FROM items")) == [("kept",)]
+    assert stored_in(tmp_path / "file.db") == ["kept"]
 
 
 async def test_a_write_that_raises_is_taken_back(database):
@@ -168,7 +179,7 @@ async def test_closing_waits_for_the_write_that_has_begun(tmp_path):
     await database.close()
     await writing
 
-    assert list(sqlite3.connect(tmp_path / "file.db").execute("SELECT name FROM items")) == [("slow",)]
+    assert stored_in(tmp_path / "file.db") == ["slow"]
 
 
 async def test_another_process_with_the_lock_makes_it_busy(tmp_path):
@@ -236,7 +247,7 @@ async def test_after_a_failed_commit_nothing_is_reported_stored_that_is_not(data
         await database.write(orphan)
     await database.write(adding("stored"))
 
-    assert list(sqlite3.connect(database.path).execute("SELECT name FROM items")) == [("stored",)]
+    assert stored_in(database.path) == ["stored"]
 
 
 async def test_a_full_disk_is_an_error_and_passes(database):
@@ -309,16 +320,16 @@ async def test_the_check_sees_a_database_that_hangs(database):
         await database.check(timeout=0)
 
 
-async def test_the_check_sees_a_broken_database(tmp_path):
+async def test_the_check_sees_a_broken_database(database, monkeypatch):
     """A database that answers with an error fails the check with the error's kind only."""
-    database = Database(tmp_path / "file.db", schema=SCHEMA)
-    await database.open()
-    await database.fetch_one("SELECT 1")
-    await database._reader.raw_connection.close()
 
-    with pytest.raises(DatabaseUnavailableError):
+    async def malformed(*args):
+        raise sqlite3.DatabaseError("secret detail")
+
+    monkeypatch.setattr(database, "fetch_one", malformed)
+
+    with pytest.raises(DatabaseUnavailableError, match=r"answered with DatabaseError$"):
         await database.check()
-    await database.close()
 
 
 def test_the_probe_refuses_what_is_no_database(tmp_path):
