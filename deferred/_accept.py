@@ -20,6 +20,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from deferred._arguments import ArgumentCheck
 from deferred._call import Kind, name_of
 from deferred._events import Execution, Outcome, TaskRejected
 from deferred._hooks import Hooks
@@ -58,6 +59,7 @@ class Acceptance(abc.ABC):
         "_offload",
         "_rooms",
         "calm",
+        "check_arguments",
         "claimed",
         "detached",
         "home",
@@ -127,6 +129,7 @@ class Acceptance(abc.ABC):
         self._ambient: UnitOfWork | None = None
         self._rooms: list[Future[None]] = []
         self.calm = False
+        self.check_arguments = ArgumentCheck()
 
     @property
     def offload(self) -> Executor:

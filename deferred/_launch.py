@@ -36,6 +36,7 @@ from deferred._events import (
 from deferred._run import current_task, run_inline, run_plain, run_task
 from deferred._task import TaskHandle
 from deferred._unit import UnitOfWork, hosts
+from deferred._watchdog import Watchdog
 
 __all__ = ["Launcher"]
 
@@ -55,6 +56,7 @@ class Launcher(Acceptance):
         succeeded: How many tasks ended well; `unhappy` counts the other endings.
         drains: The drains under way; `deadline` is the supervisor's own, on the loop's clock.
         grace: Seconds that cancelled tasks have to end.
+        stall: Seconds without a turn of the loop that the watchdog reports; None for no watchdog.
     """
 
     __slots__ = (
@@ -64,16 +66,20 @@ class Launcher(Acceptance):
         "deadline",
         "drains",
         "grace",
+        "stall",
         "succeeded",
         "timeout",
         "unhappy",
+        "watchdog",
         "watched",
     )
 
-    def __init__(self, *, timeout: float, grace: float, **acceptance: Any) -> None:
+    def __init__(self, *, timeout: float, grace: float, stall: float | None, **acceptance: Any) -> None:
         super().__init__(**acceptance)
         self.timeout = timeout
         self.grace = grace
+        self.stall = stall
+        self.watchdog: Watchdog | None = None
         self.succeeded = 0
         self.unhappy = dict.fromkeys(TaskState, 0)
         self.drains: list[Drain] = []
@@ -88,6 +94,7 @@ class Launcher(Acceptance):
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
         super().bind(loop)
         self.announce(last=True)
+        self.watch()
         self._pumping = self._releasing = False
         self._released.clear()
 
@@ -102,6 +109,18 @@ class Launcher(Acceptance):
         reference = weakref.ref(self)
         if reference in hosts:
             hosts.remove(reference)
+
+    def watch(self) -> None:
+        """Watch the loop for tasks that block it, if that is asked for."""
+        self.unwatch()
+        if self.stall is not None and self.loop is not None and running_loop() is self.loop:
+            self.watchdog = Watchdog(self.loop, self.stall)
+
+    def unwatch(self) -> None:
+        """Stop watching."""
+        if self.watchdog is not None:
+            self.watchdog.stop()
+            self.watchdog = None
 
     def look(self) -> None:
         """Look whether anybody waits or watches; called whenever that may have changed."""

@@ -45,24 +45,23 @@ def seconds(value: object, what: str, *, zero: bool = False) -> float:
 
 
 class RetryPolicy(Protocol):
-    """What a task asks of its retry policy; implement it to bring your own.
-
-    Attributes:
-        attempts: How many attempts at the most, or None for no limit.
-        timeout: Seconds that all attempts and waits may take together, or None.
-    """
+    """What a task asks of its retry policy; implement it to bring your own."""
 
     @property
-    def attempts(self) -> int | None: ...
-    @property
-    def timeout(self) -> float | None: ...
+    def timeout(self) -> float | None:
+        """Seconds that all attempts and waits may take together, or None."""
+        ...
 
     def verdict(self, error: BaseException, /) -> Verdict | Awaitable[Verdict]:
         """Say whether to retry (a bool), or after how long (seconds)."""
         ...
 
-    def delay(self, attempt: int, /) -> float:
-        """Return the seconds to wait after the attempt of this number (from 1) failed."""
+    def exhausted(self, attempt: int, elapsed: float, /) -> bool:
+        """Say whether the attempt of this number (from 1), ended after `elapsed` seconds in all, was the last."""
+        ...
+
+    def delay(self, attempt: int, error: BaseException, /) -> float:
+        """Return the seconds to wait after the attempt of this number (from 1) failed with `error`."""
         ...
 
 
@@ -134,7 +133,11 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         on: Any = self.on
         return isinstance(error, on) if isinstance(on, type | tuple) else on(error)
 
-    def delay(self, attempt: int, /) -> float:
+    def exhausted(self, attempt: int, _elapsed: float = 0.0, /) -> bool:
+        """Say whether attempt number `attempt` (from 1) was the last."""
+        return self.attempts is not None and attempt >= self.attempts
+
+    def delay(self, attempt: int, _error: BaseException | None = None, /) -> float:
         """Return the seconds to wait after attempt number `attempt` (from 1) failed."""
         backoff = min(self.wait_max, self.wait_initial)
         if 0 < self.wait_initial < self.wait_max and self.wait_exp_base > 1:

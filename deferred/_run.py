@@ -132,11 +132,12 @@ async def run_inline(task: TaskHandle[Any], runtime: Runtime) -> None:
 async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
     """Attempt within the policy's total time; return how it ended."""
     policy = task._options.retry
-    budget = None if policy is None or policy.timeout is None else runtime.now() + policy.timeout
+    started = runtime.now()
+    budget = None if policy is None or policy.timeout is None else started + policy.timeout
     total = asyncio.timeout_at(budget)
     try:
         async with total:
-            return await _until_done(task, runtime, budget)
+            return await _until_done(task, runtime, started, budget)
     except TimeoutError as error:
         if not total.expired():
             raise
@@ -144,7 +145,7 @@ async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
         return Outcome.TIMED_OUT
 
 
-async def _until_done(task: TaskHandle[Any], runtime: Runtime, budget: float | None) -> Outcome:
+async def _until_done(task: TaskHandle[Any], runtime: Runtime, started: float, budget: float | None) -> Outcome:
     while True:
         task._attempts += 1
         if runtime.hooks.started:
@@ -158,7 +159,7 @@ async def _until_done(task: TaskHandle[Any], runtime: Runtime, budget: float | N
         else:
             task._error = None
             return _OK
-        outcome, delay = await _judge(task, task._error, timed_out=limit.expired())
+        outcome, delay = await _judge(task, task._error, runtime.now() - started, timed_out=limit.expired())
         limits = [when for when in (budget, runtime.deadline) if when is not None]
         if outcome is None and any(runtime.now() + delay >= when for when in limits):
             outcome = Outcome.EXHAUSTED_DEADLINE
@@ -232,25 +233,25 @@ async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[
                 raise
 
 
-async def _judge(task: TaskHandle[Any], error: BaseException, *, timed_out: bool) -> tuple[Outcome | None, float]:
+async def _judge(
+    task: TaskHandle[Any], error: BaseException, elapsed: float, *, timed_out: bool
+) -> tuple[Outcome | None, float]:
     """Say why nothing more is to be tried, or after how many seconds to try again."""
     policy = task._options.retry
     if isinstance(error, NonRetryableError):
         return Outcome.NON_RETRYABLE, 0.0
     if policy is None:
         return (Outcome.TIMED_OUT if timed_out else Outcome.FAILED), 0.0
-    verdict: bool | float = True
-    if not timed_out:
-        try:
-            verdict = await _ask(policy, error)
-        except Exception:
-            logger.exception("the retry policy of task %r failed: the task is not retried", task.name)
-            return Outcome.NON_RETRYABLE, 0.0
-    if verdict is False:
-        return Outcome.FAILED, 0.0
-    if policy.attempts is not None and task._attempts >= policy.attempts:
-        return Outcome.EXHAUSTED_ATTEMPTS, 0.0
-    return None, policy.delay(task._attempts) if verdict is True else verdict
+    try:
+        verdict = True if timed_out else await _ask(policy, error)
+        if verdict is False:
+            return Outcome.FAILED, 0.0
+        if policy.exhausted(task._attempts, elapsed):
+            return Outcome.EXHAUSTED_ATTEMPTS, 0.0
+        return None, policy.delay(task._attempts, error) if verdict is True else verdict
+    except Exception:
+        logger.exception("the retry policy of task %r failed: the task is not retried", task.name)
+        return Outcome.NON_RETRYABLE, 0.0
 
 
 async def _ask(policy: RetryPolicy, error: BaseException) -> bool | float:

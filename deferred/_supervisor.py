@@ -72,6 +72,8 @@ class Supervisor:
             default daemon threads of the supervisor's own.
         limits: A `Limit` for tasks of a name.
         hook_timeout: Seconds that an asynchronous hook may take.
+        watchdog: Seconds that the event loop may be blocked before a warning names the task that
+            does it; None for no watchdog. It is a thread, which costs a wake-up twice in that time.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -108,6 +110,7 @@ class Supervisor:
         offload: Executor | None = None,
         limits: Mapping[str, Limit] | None = None,
         hook_timeout: float = 5.0,
+        watchdog: float | None = None,
     ) -> None:
         options = TaskOptions().overlay(retry=retry, timeout=timeout, middleware=middleware)
         if offload is not None and not isinstance(offload, Executor):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
@@ -127,6 +130,7 @@ class Supervisor:
             offload=offload,
             timeout=check_drain_timeout(drain_timeout),
             grace=seconds(cancel_grace, "cancel_grace", zero=True),
+            stall=None if watchdog is None else seconds(watchdog, "watchdog"),
         )
         self._launcher.owner = weakref.ref(self)
         self._openings = 0
@@ -159,6 +163,7 @@ class Supervisor:
             if launcher.loop is not loop:
                 launcher.meet(loop, self)
             launcher.shut(None)
+            launcher.watch()
         self._openings += 1
 
     async def close(self) -> None:
@@ -176,6 +181,7 @@ class Supervisor:
         launcher.shut(why)
         launcher.lazy = True
         launcher.withdraw()
+        launcher.unwatch()
         for task in tuple(launcher.detached):
             launcher.settle(task, Outcome.ABANDONED)
 

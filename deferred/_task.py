@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import secrets
 import threading
@@ -20,6 +21,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 import msgspec
 from msgspec import UNSET
 
+from deferred._adapters import adapted
 from deferred._call import Kind, name_of, site_of
 from deferred._events import Event, Execution, Outcome, TaskFailed, TaskState
 from deferred._retry import RetryPolicy, seconds
@@ -40,6 +42,8 @@ __all__ = [
     "new_id",
     "running_task",
 ]
+
+logger = logging.getLogger("deferred")
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -147,10 +151,11 @@ def _check_name(name: object) -> str:
     return name
 
 
-def _check_retry(retry: Any) -> RetryPolicy | None:  # being checked here
-    if retry is None or all(hasattr(retry, part) for part in ("attempts", "timeout", "verdict", "delay")):
-        return retry  # type: ignore[no-any-return]  # checked by its parts
-    message = f"retry must be a Retry(on=...) or None, not {retry!r}"
+def _check_retry(retry: Any) -> RetryPolicy | None:
+    policy = adapted(retry)
+    if policy is None or all(hasattr(policy, part) for part in ("timeout", "verdict", "exhausted", "delay")):
+        return policy  # type: ignore[no-any-return]  # checked by its parts
+    message = f"retry must be a Retry(on=...), a retry object of stamina or tenacity, or None, not {retry!r}"
     raise TypeError(message)
 
 
@@ -295,6 +300,15 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments; never shown in logs, events or `repr`."""
         return self._args, self._kwargs
+
+    def warn(self, borrowed: str) -> None:
+        """Log that one of its arguments may not live as long as it does; called once for a type."""
+        logger.warning(
+            "task %r (deferred at %s) was given %s. Pass the values it needs instead; said once for this type",
+            self.name,
+            self.site,
+            borrowed,
+        )
 
     def done(self) -> bool:
         """Say whether it has reached a terminal state."""

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from deferred._arguments import ArgumentCheck
 from deferred._call import Kind, check_callable, close_refused, name_of
 from deferred._drain import Drain
 from deferred._events import ContextClosed, ContextSettled, DrainReport, Execution, Outcome, TaskDeferred
@@ -47,6 +48,7 @@ class Host(Protocol):
     tasks: set[TaskHandle[Any]]
     roomy: int  # as long as there are fewer tasks, no limit of the supervisor is near
     max_per_context: int
+    check_arguments: ArgumentCheck
     hooks: Hooks
     now: Clock
     options: TaskOptions
@@ -259,6 +261,8 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
             _DEFERRED,
             True,
         )
+        if args or kwargs:
+            host.check_arguments(args, kwargs, task.warn)
         host.tasks.add(task)
         self._pending += 1
         if host.hooks.deferred:
@@ -310,6 +314,7 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
             if self._ended:
                 self._check_pending(work)
             task = self._make(kind, work, args, kwargs, options, frame, execution)
+            host.check_arguments(args, kwargs, task.warn)
             if loop is None:
                 with host.lock:
                     accepted = host.admit(task, self)
