@@ -34,7 +34,7 @@ class ArgumentCheck:
         if len(known) > _MANY:
             known.clear()  # types made at run time must not pile up here
         for argument in chain(args, kwargs.values()):
-            kind: type[Any] = type(argument)
+            kind: type[object] = argument.__class__
             if kind not in known:
                 known.add(kind)
                 text = _borrowed(kind.__mro__)

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
+from deferred._call import close_refused
 from deferred._events import (
     ContextClosed,
     ContextOpened,
@@ -91,12 +92,14 @@ class Hooks:
 
     def tell(self, hook: Any, event: Event) -> None:  # a hook may be any callable
         """Tell one listener, and contain what it does."""
+        answer: Any = None
         try:
             answer = hook(event)
             if answer is None or not inspect.isawaitable(answer):
                 return
             task = asyncio.get_running_loop().create_task(self._finish(hook, event, answer))
         except BaseException as error:  # noqa: BLE001  # a hook breaks nothing, SystemExit included
+            close_refused(answer)
             _log(hook, event, error)
         else:
             self._tasks.add(task)

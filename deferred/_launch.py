@@ -33,6 +33,7 @@ from deferred._events import (
     TaskState,
     TaskSucceeded,
 )
+from deferred._retry import seconds
 from deferred._run import current_task, run_inline, run_plain, run_task
 from deferred._task import TaskHandle
 from deferred._unit import UnitOfWork, hosts
@@ -193,9 +194,14 @@ class Launcher(Acceptance):
                     # What _start() does, without the way there: most tasks are like this.
                     slots.busy += 1
                     task._slot = True
-                    runner = _Task(run_plain(task, self), loop=loop, context=task._vars, eager_start=True)
-                    if task._outcome is None:
-                        self._keep(task, runner)
+                    coroutine = run_plain(task, self)
+                    try:
+                        runner = _Task(coroutine, loop=loop, context=task._vars, eager_start=True)
+                    except BaseException as error:  # noqa: BLE001  # it must not take the others of the batch along
+                        self._fail(task, coroutine, error)
+                    else:
+                        if task._outcome is None:
+                            self._keep(task, runner)
                 else:
                     self._launch_decided(task, context)
 
@@ -235,17 +241,20 @@ class Launcher(Acceptance):
         try:
             if _EAGER and eager and loop.get_task_factory() is None:
                 runner = _Task(coroutine, loop=loop, context=task._vars, eager_start=True)
-                if task._outcome is not None:
-                    return
             else:
                 runner = loop.create_task(coroutine, context=task._vars)
                 runner.add_done_callback(partial(self._never_ran, task))
-        except BaseException as error:  # noqa: BLE001  # no memory, or the loop closes under us: the task's failure
-            coroutine.close()
-            task._error = error
-            self.settle(task, Outcome.FAILED)
-            return
-        self._keep(task, runner)
+        except BaseException as error:  # noqa: BLE001  # told as the task's failure
+            self._fail(task, coroutine, error)
+        else:
+            if task._outcome is None:
+                self._keep(task, runner)
+
+    def _fail(self, task: TaskHandle[Any], coroutine: Coroutine[Any, Any, None], error: BaseException) -> None:
+        """Settle a task that could not be started: no memory, or the loop closes under us."""
+        coroutine.close()
+        task._error = error
+        self.settle(task, Outcome.FAILED)
 
     def _keep(self, task: TaskHandle[Any], runner: Any) -> None:
         """Note the asyncio task of one that goes on after its first step."""
@@ -282,8 +291,8 @@ class Launcher(Acceptance):
         """End `task`: at once if it has not started, else by a `CancelledError` inside it."""
         if task._outcome is not None or task._execution is Execution.SEQUENTIAL:
             return False
-        if running_loop() is not self.loop:
-            self.on_loop(self.cancel, task, outcome)
+        if self.loop is not None and running_loop() is not self.loop and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.cancel, task, outcome)
             return True
         if task._stopped_by is None:
             task._stopped_by = outcome
@@ -387,9 +396,10 @@ class Launcher(Acceptance):
 
     async def drain_context(self, context: UnitOfWork, timeout: float | None, /) -> DrainReport:
         """Drain the tasks of one context; the counts are of its whole life."""
-        limit = self.timeout if timeout is None else timeout
+        limit = self.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
         drain = Drain(self.tasks, limit, self.grace, me=current_task(), unit=context)
         context._drains = (*context._drains, drain)
+        drain.skip_waits()
         self.watched += 1
         self.look()
         try:

@@ -67,7 +67,6 @@ class Runtime(Protocol):
 
     hooks: Hooks
     now: Clock
-    deadline: float | None
 
     @property
     def offload(self) -> Executor:
@@ -160,7 +159,7 @@ async def _until_done(task: TaskHandle[Any], runtime: Runtime, started: float, b
             task._error = None
             return _OK
         outcome, delay = await _judge(task, task._error, runtime.now() - started, timed_out=limit.expired())
-        limits = [when for when in (budget, runtime.deadline) if when is not None]
+        limits = [when for when in (budget, task._unit.deadline) if when is not None]
         if outcome is None and any(runtime.now() + delay >= when for when in limits):
             outcome = Outcome.EXHAUSTED_DEADLINE
         if outcome is None:

@@ -163,13 +163,14 @@ class Supervisor:
             if launcher.loop is not loop:
                 launcher.meet(loop, self)
             launcher.shut(None)
+            launcher.announce(last=True)
             launcher.watch()
         self._openings += 1
 
     async def close(self) -> None:
         """Drain it and take no more work; when it was opened several times, the first close drains."""
         launcher = self._launcher
-        self._openings -= 1
+        self._openings = max(0, self._openings - 1)
         try:
             if launcher.why is None:
                 await self.drain()

@@ -52,6 +52,7 @@ class Host(Protocol):
     hooks: Hooks
     now: Clock
     options: TaskOptions
+    deadline: float | None  # of the supervisor's drain, on the loop's clock
     out_of_scope: str
     warned: bool
 
@@ -175,6 +176,15 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
     def closed(self) -> bool:
         """Whether the response is out, or failed, or the client is gone."""
         return (self._root or self)._closed
+
+    @property
+    def deadline(self) -> float | None:
+        """When its work will be cancelled (seconds of ``loop.time()``); None as long as nobody drains it."""
+        root = self._root or self
+        deadlines = [drain.deadline for drain in root._drains]
+        if root._host.deadline is not None:
+            deadlines.append(root._host.deadline)
+        return min(deadlines, default=None)
 
     # -- its life ---------------------------------------------------------------------------
 
