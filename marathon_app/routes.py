@@ -8,6 +8,7 @@ from typing import Final
 
 from litestar import MediaType, Response, get, post
 from litestar.di import NamedDependency
+from litestar.params import FromQuery
 
 from deferred import DeferredContext, SupervisorClosedError, TaskRejectedError
 from deferred.execution import concurrent, deferred, fire_and_forget, sequential
@@ -127,7 +128,7 @@ async def ready(tasks: NamedDependency[Tasks], health: NamedDependency[Health]) 
 
 
 @get("/dev/outbox")
-async def outbox(mailbox: NamedDependency[Mailbox], to: str | None = None) -> Response[list[ReceivedMail]]:
+async def outbox(mailbox: NamedDependency[Mailbox], to: FromQuery[str | None] = None) -> Response[list[ReceivedMail]]:
     """List the mails the embedded server received, the oldest first; `?to=` narrows to one recipient.
 
     `Marathon-Now` tells this clock's time, for whoever compares `received_at` with a clock of their own.

@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
+from litestar import Litestar
 
+from marathon_app.app import create_app
 from marathon_app.models import Registration, parse_registration
-from marathon_app.settings import MailServer
+from marathon_app.settings import MailServer, Settings
 
 # A self-signed certificate for localhost, valid for a hundred years. Its key protects nothing.
 CERTIFICATE = Path(__file__).parent / "localhost.pem"
@@ -32,6 +35,31 @@ def fields(**changes: Any) -> dict[str, Any]:
 def registration(**changes: Any) -> Registration:
     """Return a checked registration, with some of its fields changed."""
     return parse_registration(msgspec.json.encode(fields(**changes)))
+
+
+class Client(httpx.AsyncClient):
+    """An HTTP client that calls an app in the loop it is used in, and knows it."""
+
+    def __init__(self, app: Litestar) -> None:
+        super().__init__(transport=httpx.ASGITransport(app), base_url="http://localhost")  # type: ignore[arg-type]
+        self.app = app
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Client]:
+    """Run the app from its start to its drain, in this loop: Litestar's own client has a thread of its own."""
+    app = create_app(settings)
+    orders: asyncio.Queue[Any] = asyncio.Queue()
+    reports: asyncio.Queue[Any] = asyncio.Queue()
+    scope: Any = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+    lifespan = asyncio.create_task(app(scope, orders.get, reports.put))  # type: ignore[arg-type]
+    await orders.put({"type": "lifespan.startup"})
+    assert await reports.get() == {"type": "lifespan.startup.complete"}
+    async with Client(app) as client:
+        yield client
+    await orders.put({"type": "lifespan.shutdown"})
+    await lifespan
+    assert await reports.get() == {"type": "lifespan.shutdown.complete"}
 
 
 class FaultyServer:
@@ -81,6 +109,7 @@ class FaultyServer:
         return "250 OK"
 
     def authenticate(self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: Any) -> AuthResult:
+        """Let in who knows the password "right", and count the tries."""
         self.logins += 1
         return AuthResult(success=data.password == b"right", handled=False)
 

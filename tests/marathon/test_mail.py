@@ -8,9 +8,9 @@ import pytest
 
 from deferred import NonRetryableError
 from marathon_app.mail import Mailer, MailNotSentError, MailTimeouts, MailUncertainError, Stage, _meaning
-from marathon_app.messages import LetterWriter
+from marathon_app.messages import Letter, LetterWriter
 from marathon_app.settings import MailServer
-from tests.marathon.support import listen, registration, smtp, tls_client, until
+from tests.marathon.support import listen, registration, smtp, tls_client, tls_server, until
 
 WRITER = LetterWriter("registration@marathon.example")
 BRIEF = MailTimeouts(connect=0.2, command=0.2, content=0.2)
@@ -194,7 +194,7 @@ async def test_a_reply_cannot_write_into_the_log():
 
 async def test_starttls_is_used_where_it_is_required():
     """E08: With STARTTLS and a certificate that is trusted the mail arrives."""
-    async with smtp(security="starttls", tls_context=_server_tls()) as server:
+    async with smtp(security="starttls", tls_context=tls_server()) as server:
         await Mailer(server.server, tls=tls_client()).send(letter())
 
         assert len(server.kept) == 1
@@ -216,7 +216,7 @@ async def test_no_starttls_means_no_mail(faulty):
 @pytest.mark.parametrize("security", ["tls", "starttls"])
 async def test_a_certificate_nobody_vouches_for_means_no_mail(security):
     """E08: A certificate that is not trusted is a final error, and nothing was sent."""
-    options = {"tls_context": _server_tls()} if security == "starttls" else {}
+    options = {"tls_context": tls_server()} if security == "starttls" else {}
     async with smtp(security=security, **options) as server:
         error = await failing(server.server, tls=ssl.create_default_context())
 
@@ -398,16 +398,10 @@ async def test_the_demo_delay_comes_before_the_mail():
 
 def _with_recipient(recipient):
     written = letter()
-    return type(written)(
+    return Letter(
         sender=written.sender,
         recipient=recipient,
         message_id=written.message_id,
         content=written.content,
         needs_utf8=False,
     )
-
-
-def _server_tls():
-    from tests.marathon.support import tls_server
-
-    return tls_server()
