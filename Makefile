@@ -76,12 +76,12 @@ $(VENV)/.made-by: $(if $(STALE),FORCE)
 # The stamps are touched last: an install that was interrupted is started again.
 $(VENV)/.run-stamp: $(VENV)/.made-by pyproject.toml Makefile
 	@echo "Installing what the app needs (once)" >&2
-	@$(PIP) install --editable '.[sqlite]' --group marathon
+	@$(PIP) install --editable . --group marathon
 	@touch "$@"
 
 $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	@echo "Installing what the tests and linters need (once)" >&2
-	@$(PIP) install --editable '.[sqlite]' --group dev
+	@$(PIP) install --editable . --group dev
 	@touch "$@"
 
 endif
