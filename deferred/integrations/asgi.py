@@ -122,8 +122,8 @@ class DeferredMiddleware:
             if not await exchange.absorb(error, scope):
                 raise
         else:
-            if context._closed and not hooks.settled and context._held is None:
-                context._decided = context._ended = True  # what finish() does, in most cases
+            if context._decided and not hooks.settled and context._held is None:
+                context._ended = True  # what finish() does, in most cases
             else:
                 exchange.finish(scope)
         finally:
@@ -283,7 +283,7 @@ class Lifespan:
             if not unknown:
                 raise
         else:
-            if self._open:  # it returned without waiting for the shutdown
+            if self._open or not self._received:  # it left before the shutdown, or never looked at its scope
                 await self._stand_in(watched_receive, watched_send)
         finally:
             await self._close()
