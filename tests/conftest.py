@@ -1,6 +1,7 @@
 """What every test shares."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Generator, Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -11,3 +12,15 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
     """Raise where code of `deferred` blocks the event loop (a file, a socket, a sleep)."""
     with blockbuster_ctx("deferred") as watch:
         yield watch
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Tell looptime that a synchronous test has no event loop.
+
+    Its plugin (0.9) asks the policy for one, which makes a loop that nobody closes: its
+    warning then fails whatever test the garbage collector runs in.
+    """
+    if pyfuncitem.get_closest_marker("asyncio") is None:
+        asyncio.set_event_loop(None)
+    return (yield)
