@@ -117,7 +117,9 @@ class Exchange:
     def complete(self) -> bool:
         """Whether the response is fully sent."""
         last = self.sent[-1] if self.sent else {"type": ""}
-        return last["type"] in {"http.response.body", "websocket.http.response.body"} and not last.get("more_body", False)
+        return last["type"] in {"http.response.body", "websocket.http.response.body"} and not last.get(
+            "more_body", False
+        )
 
     # -- the client's side ---------------------------------------------------------------------
 
@@ -332,5 +334,3 @@ async def raw(port: int, *requests: bytes, answers: int | None = None) -> bytes:
         writer.close()
         await writer.wait_closed()
     return read
-
-

@@ -1,43 +1,21 @@
-"""What the raw ASGI middleware promises beyond the list of every framework."""
+"""The raw ASGI middleware passes every message through, and sees in them the end of a response."""
 
 import asyncio
-import contextlib
-import contextvars
-import logging
 
 import pytest
 import trio
 
 from deferred import (
     ContextClosed,
-    ContextClosedError,
     ContextSettled,
-    DrainFinished,
-    DrainStarted,
     EventLoopError,
-    NoCurrentContextError,
     Supervisor,
     current_context,
     defer,
 )
 from deferred.integrations.asgi import DeferredMiddleware, deferred_from
-from tests.integrations.asgi_client import Client, Exchange, idle, raw, serving, turns
-from tests.integrations.script import Script
-from tests.integrations.test_asgi import RawApp, answer, start
-
-
-@pytest.fixture
-def script():
-    return Script()
-
-
-async def finish(app, scope=None, incoming=()):
-    """Serve one HTTP scope to its end."""
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": []} if scope is None else scope
-    return await Exchange(app, scope, list(incoming)).start().done()
-
-
-# -- pass-through ---------------------------------------------------------------------------------
+from tests.integrations.asgi_client import Exchange, idle, turns
+from tests.integrations.raw_app import answer, finish, start
 
 
 async def test_messages_pass_as_the_very_objects():
@@ -142,9 +120,6 @@ def test_under_trio_requests_pass_and_only_registering_raises():
     assert sent == ["http.response.start", "http.response.body"]
     assert len(refused) == 1
     assert "asyncio" in refused[0]
-
-
-# -- the end of the response ----------------------------------------------------------------------
 
 
 async def ends_after(script, messages, *, supervisor=None, before_last=None):
@@ -325,242 +300,3 @@ async def test_closing_is_told_once():
     async with supervisor:
         await finish(DeferredMiddleware(app, supervisor))
     assert len(told) == 1
-
-
-# -- lifespan -------------------------------------------------------------------------------------
-
-
-async def raises(scope, receive, send):
-    """Know no lifespan, as an app with an assertion on the type."""
-    if scope["type"] != "http":
-        raise AssertionError
-    await answer(send, 200, b"")
-
-
-async def returns(scope, receive, send):
-    """Know no lifespan, as an app that returns for what it does not know."""
-    if scope["type"] == "http":
-        await answer(send, 200, b"")
-
-
-@pytest.mark.parametrize("app", [raises, returns])
-async def test_an_app_without_lifespan_is_drained_all_the_same(app, script, caplog):
-    """Where the app knows no lifespan, the middleware plays its part: it opens, drains and warns of nothing."""
-    supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow():
-        await draining.wait()
-        await turns(5)
-        script.note("drained")
-
-    async def with_work(scope, receive, send):
-        if scope["type"] == "http":
-            defer(slow)
-        await app(scope, receive, send)
-
-    client = Client(DeferredMiddleware(with_work, supervisor))
-    async with client:
-        await client.get("/")
-    assert client.lifespan.answers == ["startup.complete", "shutdown.complete"]
-    assert client.lifespan.error is None
-    assert script.noted == ["drained"]
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-async def test_an_app_that_fails_at_its_shutdown_says_so_after_the_drain(script):
-    """The error of an app's shutdown reaches the server, and the drain has ended before."""
-    supervisor = Supervisor()
-
-    async def app(scope, receive, send):
-        if scope["type"] == "http":
-            defer(script.work)
-            await answer(send, 200, b"")
-            return
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        script.note("shutdown")
-        raise RuntimeError("no")
-
-    client = Client(DeferredMiddleware(app, supervisor))
-    async with client:
-        await client.get("/")
-    assert isinstance(client.lifespan.error, RuntimeError)
-    assert script.noted == ["work", "shutdown"]
-
-
-async def test_a_mounted_app_with_a_supervisor_of_its_own_is_drained_with_the_outer_one(script):
-    """A mounted app gets no lifespan: its supervisor is drained by the one around it, each with its context."""
-    outer, inner = Supervisor(), Supervisor()
-    reports = []
-    for name, supervisor in (("outer", outer), ("inner", inner)):
-        supervisor.add_hook(
-            lambda event, name=name: isinstance(event, DrainFinished) and reports.append((name, event.report.finished))
-        )
-    gate = asyncio.Event()
-    inner.add_hook(lambda event: gate.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow(what):
-        await gate.wait()
-        script.note(what)
-
-    async def mounted(scope, receive, send):
-        defer(slow, "inner")
-        contexts.append(current_context())
-        await answer(send, 200, b"")
-
-    mounted = DeferredMiddleware(mounted, inner)
-    contexts = []
-
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            await RawApp(script, bare=True).lifespan(receive, send)
-            return
-        contexts.append(current_context())
-        await mounted(scope, receive, send)
-        assert current_context() is contexts[0]
-        defer(slow, "outer")
-
-    client = Client(DeferredMiddleware(app, outer))
-    async with client:
-        await client.get("/")
-    assert contexts[0] is not contexts[1]
-    assert sorted(script.noted) == ["inner", "outer"]
-    assert sorted(reports) == [("inner", 1), ("outer", 1)]
-
-
-async def test_lifetime_request_keeps_the_app_call_open(script):
-    """With ``lifetime="request"`` the call returns when the work of its request is done, nested work too."""
-
-    async def nested():
-        script.note("first")
-        await turns(3)
-        defer(script.work, "second")
-
-    async def app(scope, receive, send):
-        defer(nested)
-        await answer(send, 200, b"")
-        script.note("answered")
-
-    supervisor = Supervisor()
-    async with supervisor:
-        exchange = await finish(DeferredMiddleware(app, supervisor, lifetime="request"))
-        script.note("returned")
-    assert script.noted == ["answered", "first", "second", "returned"]
-    assert exchange.returned >= script.turn_of("second")
-
-
-# -- over a socket --------------------------------------------------------------------------------
-
-LARGE = 100_000
-GET = b"GET /%s HTTP/1.1\r\nhost: test\r\n\r\n"
-POST = b"POST /%s HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n"
-
-
-async def test_requests_of_one_connection_keep_their_contexts_apart():
-    """Over keep-alive, pipelined and after a large body, every request finds its own context and runs its work."""
-    supervisor = Supervisor()
-    seen, ran = [], []
-
-    async def work(path, ctx):
-        ran.append((path, current_context() is ctx))
-
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            await RawApp(Script(), bare=True).lifespan(receive, send)
-            return
-        while (await receive()).get("more_body"):
-            pass
-        ctx = current_context()
-        assert deferred_from(scope) is ctx
-        seen.append(ctx)
-        defer(work, scope["path"], ctx)
-        await answer(send, 200, scope["path"].encode())
-
-    requests = [GET % b"1", GET % b"2", POST % (b"3", LARGE) + b"x" * LARGE, GET % b"4"]
-    async with serving(DeferredMiddleware(app, supervisor)) as port:
-        read = await raw(port, *requests)
-        await idle(supervisor)
-    assert [f"/{n}".encode() in read for n in range(1, 5)] == [True] * 4
-    assert len({id(ctx) for ctx in seen}) == 4
-    assert ran == [(f"/{n}", True) for n in range(1, 5)]
-
-
-async def test_a_context_leaked_by_the_server_is_closed_and_attaches_to_nothing():
-    """Context variables that a server carries over from an ended request lead to an error, never to another's work."""
-    supervisor = Supervisor()
-    leaked = contextvars.copy_context()
-    outcomes = []
-
-    async def app(scope, receive, send):
-        await answer(send, 200, b"")
-        if scope["path"] == "/first":
-            nonlocal leaked
-            leaked = contextvars.copy_context()
-
-    async def unwrapped(scope, receive, send):
-        try:
-            defer(turns, 1)
-        except ContextClosedError as error:
-            outcomes.append(type(error))
-        await answer(send, 200, b"")
-
-    wrapped = DeferredMiddleware(app, supervisor)
-    async with supervisor:
-        client = Client(wrapped)
-        await client.get("/first")
-        await client.open("GET", "/second").start(leaked).done()
-        await Client(unwrapped).open("GET", "/third").start(leaked).done()
-        with pytest.raises(NoCurrentContextError):
-            current_context()
-    assert outcomes == [ContextClosedError]
-    assert supervisor.stats().succeeded == 0
-
-
-async def test_a_failing_task_leaves_the_connection_open():
-    """A task that fails after its 200 does not close the keep-alive connection under the next request."""
-    supervisor = Supervisor()
-    failed = asyncio.Event()
-    supervisor.add_hook(lambda event: failed.set() if type(event).__name__ == "TaskFailed" else None)
-
-    async def fails():
-        raise SystemExit(1)
-
-    async def app(scope, receive, send):
-        if scope["type"] != "http":
-            raise AssertionError
-        if scope["path"] == "/1":
-            defer(fails)
-        else:
-            await failed.wait()
-        await answer(send, 200, b"fine")
-
-    async with serving(DeferredMiddleware(app, supervisor)) as port:
-        read = await raw(port, GET % b"1", GET % b"2")
-    assert read.count(b"200 OK") == 2
-
-
-async def test_uvicorn_waits_for_the_drain_at_its_shutdown(script):
-    """A real server's shutdown ends after the work that its requests have left."""
-    supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow():
-        await draining.wait()
-        await turns(20)
-        script.note("done")
-
-    async def app(scope, receive, send):
-        if scope["type"] != "http":
-            raise AssertionError
-        defer(slow)
-        await answer(send, 200, b"")
-
-    async with contextlib.AsyncExitStack() as stack:
-        port = await stack.enter_async_context(serving(DeferredMiddleware(app, supervisor)))
-        await raw(port, GET % b"1")
-        assert script.noted == []
-    assert script.noted == ["done"]
