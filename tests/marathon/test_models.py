@@ -236,16 +236,14 @@ def test_the_reference_is_stable_and_says_nothing():
     assert "ada" not in runner.reference
 
 
-# Asynchronous only for the sake of looptime 0.9: it makes an event loop for a synchronous test with
-# @given, and never closes it.
 @given(st.binary(max_size=300))
-async def test_no_bytes_raise_anything_else(body):
+def test_no_bytes_raise_anything_else(body):
     """F05: Whatever bytes come, the outcome is a registration or a named refusal."""
     assert refuse(body).status in {400, 422}
 
 
 @given(st.text(max_size=120), st.text(max_size=120))
-async def test_no_text_raises_anything_else(name, email):
+def test_no_text_raises_anything_else(name, email):
     """F08: Whatever text comes, it is stored in form C without control characters, or refused."""
     try:
         read = registration(firstName=name, email=email)
