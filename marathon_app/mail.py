@@ -32,6 +32,7 @@ from aiosmtplib import (
 )
 
 from deferred import NonRetryableError
+from marathon_app.addresses import parse_mailbox
 from marathon_app.messages import Letter
 from marathon_app.settings import MailServer
 
@@ -117,6 +118,7 @@ class Mailer:
             MailUncertainError: The same, and the server may have a copy.
             NonRetryableError: It failed for good.
         """
+        _check_recipient(letter.recipient)
         if self._delay:
             await asyncio.sleep(self._delay)
         async with self._slots:
@@ -213,6 +215,15 @@ class _Delivery:
     def close(self) -> None:
         """Drop the connection, whatever state it is in."""
         self._client.close()
+
+
+def _check_recipient(recipient: str) -> None:
+    # Once more, and here, since the SMTP client only refuses some of what is no single mailbox, and
+    # which depends on the version of Python.
+    try:
+        parse_mailbox(recipient)
+    except ValueError as error:
+        raise NonRetryableError(f"the mail cannot be sent: the recipient {error}") from error
 
 
 def _meaning(error: Exception, stage: Stage) -> Exception:
