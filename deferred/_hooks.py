@@ -2,7 +2,7 @@
 
 Rules of this file: a hook takes one event and can break nothing: what it raises is logged,
 with the task's own error as its cause; what it returns, if awaitable, runs in a task of its
-own for at most `limit` seconds. A hook with an ``events`` attribute (a tuple of event
+own for at most `limit` seconds. A hook with an attribute ``listens_to`` (a tuple of event
 classes) is told only these. Hooks run on the event loop, in the order they were given.
 """
 
@@ -83,7 +83,7 @@ class Hooks:
 
     def listeners(self, kind: type[Event]) -> _Listeners:
         """Return the hooks that want events of this class."""
-        return tuple(hook for hook in self._hooks if issubclass(kind, getattr(hook, "events", Event)))
+        return tuple(hook for hook in self._hooks if issubclass(kind, _wanted(hook)))
 
     def emit(self, event: Event, extra: _Listeners = ()) -> None:
         """Tell every listener of this event, then those in `extra`."""
@@ -124,6 +124,11 @@ class Hooks:
             for task in late:
                 logger.error("a hook ignores its cancellation and is left behind: %r", task.get_coro())
                 task.cancel()
+
+
+def _wanted(hook: object) -> tuple[type[Event], ...]:
+    wanted: Any = getattr(hook, "listens_to", None)
+    return wanted if isinstance(wanted, tuple) else (Event,)
 
 
 def _blame(event: Event, error: BaseException) -> None:

@@ -204,6 +204,8 @@ class Exchange(msgspec.Struct, eq=False):
         elif kind == "websocket.close":
             if self._context._status is None:
                 self._context._status = 403  # what a server answers when a handshake is refused
+            elif not self._context._closed and message.get("code", 1000) not in _GOOD_CLOSES:
+                self._context._status = 500  # what frameworks make of an exception: 1011, 4500
             return True
         return False
 
@@ -237,6 +239,7 @@ class Exchange(msgspec.Struct, eq=False):
 _OVERLOADED = b"the service is overloaded, try again later"
 _START_KEYS = 3  # type, status, headers: more than that is rare, and looked at
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
+_GOOD_CLOSES = frozenset({1000, 1001})
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
