@@ -1,0 +1,25 @@
+"""Every fault runs on asyncio and on uvloop (A68); those with a clock on asyncio's virtual one."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+try:
+    import uvloop
+except ImportError:  # Windows and PyPy have none
+    uvloop = None  # type: ignore[assignment]
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: Any) -> Mapping[str, Callable[[], Any]]:
+    """Return the loops that a test runs on; a test marked ``looptime`` needs a clock that can be moved."""
+    if uvloop is None or item.get_closest_marker("looptime"):
+        return {"asyncio": asyncio.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def short_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test that fails end soon: what is left then is not waited for 20 seconds."""
+    monkeypatch.setenv("DEFERRED_DRAIN_TIMEOUT", "5")
