@@ -103,14 +103,18 @@ def _register(
 def _host_outside() -> Host:
     """Return the supervisor that decides where there is no context, or raise."""
     running = running_loop()
-    for reference in reversed(hosts):
+    chosen: Host | None = None
+    chosen_is_open = False
+    for reference in tuple(hosts):  # those opened last at the end
         host = reference()
         if host is None:
             hosts.remove(reference)
-        elif running is None or host.loop is None or host.loop is running:
-            if host.out_of_scope == "raise":
-                break
-            return host
+            continue
+        is_open = host.loop is not None and host.home is host.loop and running in (None, host.loop)
+        if is_open or (running is not None and not chosen_is_open):
+            chosen, chosen_is_open = host, is_open
+    if chosen is not None and chosen.out_of_scope != "raise":
+        return chosen
     message = (
         "defer()/wait_until() was called outside any unit of work: call it in a handler behind the middleware or "
         'inside `with supervisor.context():`, or let work out of scope run with `Supervisor(out_of_scope="run")`'

@@ -9,10 +9,11 @@ classes) is told only these. Hooks run on the event loop, in the order they were
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from deferred._call import close_refused
 from deferred._events import (
@@ -128,13 +129,14 @@ class Hooks:
 
 def _wanted(hook: object) -> tuple[type[Event], ...]:
     wanted: Any = getattr(hook, "listens_to", None)
-    return wanted if isinstance(wanted, tuple) else (Event,)
+    return cast("tuple[type[Event], ...]", wanted) if isinstance(wanted, tuple) else (Event,)
 
 
 def _blame(event: Event, error: BaseException) -> None:
     original = getattr(event, "error", None)
     if isinstance(original, BaseException) and original is not error and error.__cause__ is None:
-        error.__cause__ = original
+        with contextlib.suppress(Exception):  # an error may refuse to be changed
+            error.__cause__ = original
 
 
 def _log(hook: object, event: Event, error: BaseException) -> None:

@@ -94,16 +94,15 @@ class Launcher(Acceptance):
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
         super().bind(loop)
-        self.announce(last=True)
+        self.announce()
         self.watch()
         self._pumping = self._releasing = False
         self._released.clear()
 
-    def announce(self, *, last: bool) -> None:
-        """Let `deferred.defer` outside any context find this one, as the last or the first that it asks."""
-        reference = weakref.ref(self)
-        if reference not in hosts:
-            hosts.insert(len(hosts) if last else 0, reference)
+    def announce(self) -> None:
+        """Let `deferred.defer` outside any context find this supervisor, as the last one that was opened."""
+        self.withdraw()
+        hosts.append(weakref.ref(self))
 
     def withdraw(self) -> None:
         """Take back `announce`."""

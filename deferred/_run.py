@@ -9,13 +9,13 @@ asyncio task; every wait between attempts can be cut short by a drain.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
-from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
 
@@ -259,9 +259,9 @@ async def _ask(policy: RetryPolicy, error: BaseException) -> bool | float:
         async with asyncio.timeout(VERDICT_TIMEOUT):
             answer = await answer
     verdict: Verdict = answer
-    if isinstance(verdict, int | float | timedelta) and not isinstance(verdict, bool):
-        return seconds(verdict, "the delay that the retry predicate returned", zero=True)
-    return bool(verdict)
+    if verdict is None or isinstance(verdict, bool):
+        return bool(verdict)
+    return seconds(verdict, "the delay that the retry predicate returned", zero=True)
 
 
 async def _backoff(task: TaskHandle[Any], runtime: Runtime, delay: float) -> bool:
@@ -309,5 +309,6 @@ def _trimmed(error: BaseException) -> BaseException:
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     if trace is not None:
-        error.__traceback__ = trace
+        with contextlib.suppress(Exception):  # an error may refuse to be changed: then it keeps our frames
+            error.__traceback__ = trace
     return error

@@ -138,7 +138,7 @@ class Supervisor:
         self._adopted: weakref.WeakSet[Supervisor] = weakref.WeakSet()
         _alive.add(self)
         if out_of_scope != "raise":
-            self._launcher.announce(last=False)
+            self._launcher.announce()
 
     # -- its life -----------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class Supervisor:
             if launcher.loop is not loop:
                 launcher.meet(loop, self)
             launcher.shut(None)
-            launcher.announce(last=True)
+            launcher.announce()
             launcher.watch()
         self._openings += 1
 
@@ -181,7 +181,8 @@ class Supervisor:
         launcher = self._launcher
         launcher.shut(why)
         launcher.lazy = True
-        launcher.withdraw()
+        if launcher.out_of_scope == "raise":
+            launcher.withdraw()  # the other policies hold as long as the supervisor exists
         launcher.unwatch()
         for task in tuple(launcher.detached):
             launcher.settle(task, Outcome.ABANDONED)
