@@ -10,7 +10,7 @@ from litestar.di import Provide
 
 from deferred import Supervisor
 from deferred.integrations.litestar import DeferredPlugin
-from marathon_app import registrations, routes
+from marathon_app import routes
 from marathon_app.database import Database, DatabaseUnavailableError
 from marathon_app.health import Health
 from marathon_app.incoming import MAX_BODY, provide_registration
@@ -19,6 +19,7 @@ from marathon_app.mail import Mailer
 from marathon_app.mailbox import Mailbox
 from marathon_app.messages import LetterWriter
 from marathon_app.pages import page_routes
+from marathon_app.registrations import SCHEMA, Registrations
 from marathon_app.responses import EXCEPTION_HANDLERS, add_headers, logger
 from marathon_app.settings import MailServer, Settings, load_settings
 from marathon_app.tasks import Tasks
@@ -83,9 +84,9 @@ def _services(
             delays = settings.demo_delays
             app.state.tasks = Tasks(
                 database=database,
+                registrations=Registrations(database, delay=delays.insert / 1000),
                 mailer=Mailer(server, delay=delays.mail / 1000),
                 writer=writer,
-                insert_delay=delays.insert / 1000,
             )
             yield
 
@@ -94,7 +95,7 @@ def _services(
 
 @asynccontextmanager
 async def _open_database(settings: Settings) -> AsyncIterator[Database]:
-    database = Database(settings.database_path, schema=registrations.SCHEMA)
+    database = Database(settings.database_path, schema=SCHEMA)
     try:
         await database.open()
     except DatabaseUnavailableError as error:

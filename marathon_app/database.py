@@ -19,7 +19,7 @@ answered 201 survives a power cut.
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -60,6 +60,9 @@ class Connection(Protocol):
 
     async def fetch_one(self, query: str, values: dict[str, Any] | None = None) -> Row | None:
         """Run a query and return its first row."""
+
+    async def fetch_all(self, query: str, values: dict[str, Any] | None = None) -> Sequence[Row]:
+        """Run a query and return its rows."""
 
     @property
     def raw_connection(self) -> aiosqlite.Connection:

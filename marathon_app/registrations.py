@@ -1,10 +1,12 @@
 """The runners' table: who is registered, each address once."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from marathon_app.batches import Batches
 from marathon_app.database import Connection, Database
 from marathon_app.models import Registration
 
@@ -23,12 +25,17 @@ SCHEMA: Final = (
     """,
 )
 
-# Who comes second finds nothing to do, whichever of the two was sent first: the constraint decides.
+# Who comes second finds nothing to do, in this batch or an earlier one: the constraint decides.
+# The rows travel as one parameter, so that a batch of any size is one statement. (`WHERE true` tells
+# SQLite that the ON after it belongs to the INSERT.)
 _INSERT: Final = """
     INSERT INTO runners (first_name, last_name, email, email_key, address, distance)
-    VALUES (:first_name, :last_name, :email, :email_key, :address, :distance)
+    SELECT json_extract(value, '$.first_name'), json_extract(value, '$.last_name'), json_extract(value, '$.email'),
+        json_extract(value, '$.email_key'), json_extract(value, '$.address'), json_extract(value, '$.distance')
+    FROM json_each(:rows)
+    WHERE true
     ON CONFLICT (email_key) DO NOTHING
-    RETURNING id
+    RETURNING email_key
 """
 _REMOVE: Final = "DELETE FROM runners WHERE email_key = :email_key"
 _COUNT: Final = "SELECT count(*) AS runners FROM runners"
@@ -40,50 +47,64 @@ class Stored(msgspec.Struct, frozen=True):
     new: bool
 
 
-async def insert(database: Database, registration: Registration, *, delay: float = 0.0) -> Stored:
-    """Store a registration unless its address is registered; committed when this returns.
+class Registrations:
+    """The runners in one database. They outlive the app; this object lives as long as it."""
 
-    Safe to run again with the same registration.
+    def __init__(self, database: Database, *, delay: float = 0.0) -> None:
+        """Stand before the table.
 
-    Args:
-        database: Where to.
-        registration: What to store.
-        delay: Seconds to wait first; for the demonstration only.
+        Args:
+            database: Where it is.
+            delay: Seconds that an insert waits first; for the demonstration only.
+        """
+        self._database = database
+        self._delay = delay
+        self._batches = Batches(self._insert_batch)
 
-    Raises:
-        DatabaseBusyError: Nothing was stored, and trying again may help.
-        DatabaseUnavailableError: Nothing was stored.
-    """
-    if delay:
-        await asyncio.sleep(delay)
-    values = msgspec.structs.asdict(registration)
+    async def insert(self, registration: Registration) -> Stored:
+        """Store a registration unless its address is registered; committed when this returns.
 
-    async def work(connection: Connection) -> Stored:
-        row = await connection.fetch_one(_INSERT, values)
-        return Stored(new=row is not None)
+        Safe to run again with the same registration.
 
-    return await database.write(work)
+        Raises:
+            DatabaseBusyError: Nothing was stored, and trying again may help.
+            DatabaseUnavailableError: Nothing was stored.
+        """
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        return await self._batches.add(registration)
 
+    async def remove(self, registration: Registration) -> None:
+        """Take a registration back; nothing happens where there is none.
 
-async def remove(database: Database, registration: Registration) -> None:
-    """Take a registration back; nothing happens where there is none.
+        Raises:
+            DatabaseBusyError: It is still there.
+            DatabaseUnavailableError: It is still there.
+        """
 
-    Raises:
-        DatabaseBusyError: It is still there.
-        DatabaseUnavailableError: It is still there.
-    """
+        async def work(connection: Connection) -> None:
+            await connection.fetch_one(_REMOVE, {"email_key": registration.email_key})
 
-    async def work(connection: Connection) -> None:
-        await connection.fetch_one(_REMOVE, {"email_key": registration.email_key})
+        await self._database.write(work)
 
-    await database.write(work)
+    async def count(self) -> int:
+        """Return how many runners are registered.
 
+        Raises:
+            DatabaseUnavailableError: The file cannot be opened.
+        """
+        row = await self._database.fetch_one(_COUNT)
+        return int(row["runners"]) if row is not None else 0
 
-async def count(database: Database) -> int:
-    """Return how many runners are registered.
+    async def _insert_batch(self, batch: Sequence[Registration]) -> list[Stored]:
+        rows = msgspec.json.encode(batch).decode()
 
-    Raises:
-        DatabaseUnavailableError: The file cannot be opened.
-    """
-    row = await database.fetch_one(_COUNT)
-    return int(row["runners"]) if row is not None else 0
+        async def work(connection: Connection) -> set[str]:
+            return {row["email_key"] for row in await connection.fetch_all(_INSERT, {"rows": rows})}
+
+        new = await self._database.write(work)
+        stored: list[Stored] = []
+        for registration in batch:
+            stored.append(Stored(new=registration.email_key in new))
+            new.discard(registration.email_key)  # of twins in one batch the first is the new one
+        return stored

@@ -12,7 +12,6 @@ from litestar.params import FromQuery
 
 from deferred import DeferredContext, SupervisorClosedError, TaskRejectedError
 from deferred.execution import concurrent, deferred, fire_and_forget, sequential
-from marathon_app import registrations
 from marathon_app.database import DatabaseUnavailableError
 from marathon_app.health import Health
 from marathon_app.mailbox import Mailbox, ReceivedMail, now
@@ -98,7 +97,7 @@ async def register_waituntil(
 @get("/api/stats")
 async def stats(tasks: NamedDependency[Tasks]) -> dict[str, int]:
     """Say how many runners are registered."""
-    return {"runners": await registrations.count(tasks.database)}
+    return {"runners": await tasks.registrations.count()}
 
 
 @get("/health/live")

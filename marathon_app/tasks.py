@@ -5,12 +5,11 @@ from typing import Final
 import msgspec
 
 from deferred import Retry
-from marathon_app import registrations
 from marathon_app.database import Database, DatabaseBusyError
 from marathon_app.mail import Mailer, MailNotSentError
 from marathon_app.messages import LetterWriter
 from marathon_app.models import Registration, Runner
-from marathon_app.registrations import Stored
+from marathon_app.registrations import Registrations, Stored
 
 # A mail server's "later" is rarely over in a second; the drain's 20 seconds bound it all anyway.
 MAIL_RETRY: Final = Retry(on=MailNotSentError, attempts=5, wait_initial=0.25, wait_max=5.0)
@@ -22,17 +21,17 @@ class Tasks(msgspec.Struct, frozen=True, kw_only=True):
     """The work of one app. It lives as long as its database and its mailer are open."""
 
     database: Database
+    registrations: Registrations
     mailer: Mailer
     writer: LetterWriter
-    insert_delay: float = 0.0  # seconds; for the demonstration only
 
     async def store_runner(self, registration: Registration) -> Stored:
-        """Store a registration; see `registrations.insert`."""
-        return await registrations.insert(self.database, registration, delay=self.insert_delay)
+        """Store a registration; see `Registrations.insert`."""
+        return await self.registrations.insert(registration)
 
     async def forget_runner(self, registration: Registration) -> None:
-        """Remove a registration whose confirmation was not accepted; see `registrations.remove`."""
-        await registrations.remove(self.database, registration)
+        """Remove a registration whose confirmation was not accepted; see `Registrations.remove`."""
+        await self.registrations.remove(registration)
 
     async def send_confirmation(self, runner: Runner) -> None:
         """Write the confirmation and send it; see `Mailer.send` for what may be raised."""

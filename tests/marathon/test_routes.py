@@ -10,6 +10,7 @@ import pytest
 from deferred import Supervisor
 from marathon_app.app import create_app
 from marathon_app.database import DatabaseBusyError
+from marathon_app.registrations import Registrations
 from marathon_app.settings import DemoDelays, Settings
 from tests.marathon.support import fields, serving, until
 
@@ -218,7 +219,7 @@ async def test_a_failing_insert_is_never_a_success(client, settings, faulty, rou
     async def busy(*args):
         raise DatabaseBusyError("secret reason")
 
-    monkeypatch.setattr("marathon_app.registrations.insert", lambda *args, **options: busy())
+    monkeypatch.setattr("marathon_app.registrations.Registrations.insert", lambda *args, **options: busy())
     response = await client.post(route, json=fields())
 
     assert response.status_code == 503
@@ -229,9 +230,7 @@ async def test_a_failing_insert_is_never_a_success(client, settings, faulty, rou
 
 async def test_the_concurrent_insert_is_tried_again(client, settings, faulty, monkeypatch):
     """A busy database does not lose a runner whose registration was accepted by the concurrent route."""
-    from marathon_app import registrations
-
-    insert, calls = registrations.insert, []
+    insert, calls = Registrations.insert, []
 
     async def busy_at_first(*args, **options):
         calls.append(args)
@@ -239,7 +238,7 @@ async def test_the_concurrent_insert_is_tried_again(client, settings, faulty, mo
             raise DatabaseBusyError("busy")
         return await insert(*args, **options)
 
-    monkeypatch.setattr("marathon_app.registrations.insert", busy_at_first)
+    monkeypatch.setattr("marathon_app.registrations.Registrations.insert", busy_at_first)
     assert (await client.post("/api/marathon-concurrent", json=fields())).status_code == 202
 
     await until(lambda: len(runners(settings)) == 1)
@@ -251,7 +250,7 @@ async def test_an_unexpected_error_says_nothing(client, monkeypatch, caplog):
     def broken(*args, **options):
         raise RuntimeError("secret /path/to/file SELECT")
 
-    monkeypatch.setattr("marathon_app.registrations.insert", broken)
+    monkeypatch.setattr("marathon_app.registrations.Registrations.insert", broken)
     response = await client.post(WAITUNTIL, json=fields())
 
     assert response.status_code == 500
@@ -459,6 +458,6 @@ async def test_demo_delays_reach_the_steps_and_the_page(tmp_path, faulty):
     async with serving(settings) as client:
         page = (await client.get("/")).text
 
-        assert client.app.state.tasks.insert_delay == 0.02
+        assert client.app.state.tasks.registrations._delay == 0.02
         assert client.app.state.tasks.mailer._delay == 0.0015
         assert "insert +20 ms, mail +1.5 ms" in page
