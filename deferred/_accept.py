@@ -220,10 +220,15 @@ class Acceptance(abc.ABC):
             self.claimed.add(task._work)
         if task._execution is Execution.FIRE_AND_FORGET:
             self.detached.add(task)
+            self.count_room()
         else:
             task._tracked = True
             self.tasks.add(task)
         return True
+
+    def count_room(self) -> None:
+        """Say anew how many tasks are far from every limit; called when `detached` has changed."""
+        self.roomy = 0 if self.slots.named else self.max_pending - len(self.detached)
 
     def confirm(self, task: TaskHandle[Any], context: UnitOfWork, /) -> None:
         """Take back what a thread registered while the supervisor was shut, and raise."""
@@ -233,6 +238,7 @@ class Acceptance(abc.ABC):
                 task._tracked = False
                 with self.lock:
                     context._sent -= 1
+                    self.slots.forget(task)
             self.meet(None, task._work)
 
     def _full(self, context: UnitOfWork, name: str) -> str | None:
@@ -265,6 +271,8 @@ class Acceptance(abc.ABC):
         """Return what to wait for while a limit is reached and the policy is ``"wait"``."""
         if self.overflow != "wait" or self._full(context, name) is None:
             return None
+        if not context.closed and context.pending and len(context._waiting or ()) >= context.pending:
+            return None  # all of them wait for the handler that would wait for them: it is refused
         room: Future[None] = asyncio.get_running_loop().create_future()
         self._rooms.append(room)
         self.calm = False

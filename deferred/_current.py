@@ -133,5 +133,5 @@ def _ignore(context: UnitOfWork, kind: Kind, work: Any, *rest: Any) -> TaskHandl
             task.name,
             task.site,
         )
-    host.settle(task, Outcome.DISCARDED_OUT_OF_SCOPE)
+    host.on_loop(host.settle, task, Outcome.DISCARDED_OUT_OF_SCOPE)
     return task

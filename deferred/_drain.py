@@ -29,6 +29,7 @@ class Drain:
         timeout: Seconds until what is left is cancelled.
         grace: Seconds between that and abandonment.
         me: The task that drains, if one does: it must not wait for itself.
+        drainers: All tasks that drain now; a task does not wait for these either.
         unit: Wait for the tasks of this context alone.
     """
 
@@ -39,12 +40,14 @@ class Drain:
         grace: float,
         *,
         me: TaskHandle[Any] | None,
+        drainers: set[TaskHandle[Any]],
         unit: Unit | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._live = live
         self._unit = unit
         self._me = me
+        self._drainers = drainers
         self._grace = grace
         self._idle: asyncio.Future[None] | None = None
         self.started = self._loop.time()
@@ -56,7 +59,7 @@ class Drain:
 
     def unfinished(self) -> list[TaskHandle[Any]]:
         """Return the tasks that this drain still waits for, the oldest first."""
-        tasks = (task for task in tuple(self._live) if task is not self._me)
+        tasks = (task for task in tuple(self._live) if task not in self._skipped)
         if self._unit is not None:
             tasks = (task for task in tasks if task._unit is self._unit)
         return sorted(tasks, key=lambda task: task._created)
@@ -80,13 +83,19 @@ class Drain:
             self._idle.set_result(None)
 
     def _left(self) -> int:
-        mine = self._me is not None and self._me in self._live
+        skipped = [task for task in self._skipped if task in self._live]
         if self._unit is None:
-            return len(self._live) - mine
-        return self._unit.pending - (mine and self._me is not None and self._me._unit is self._unit)
+            return len(self._live) - len(skipped)
+        return self._unit.pending - sum(task._unit is self._unit for task in skipped)
+
+    @property
+    def _skipped(self) -> set[TaskHandle[Any]]:
+        return self._drainers if self._me is not None else set()
 
     async def run(self, cancel: Cancel, settle: Settle) -> None:
         """Wait, cancel, abandon. When it is itself cancelled: abandon at once, and re-raise."""
+        if self._me is not None:
+            self._drainers.add(self._me)
         try:
             if not await self._wait(self.deadline):
                 self._cut(cancel)
@@ -95,6 +104,8 @@ class Drain:
         finally:
             for task in self.unfinished():
                 settle(task, Outcome.ABANDONED)
+            if self._me is not None:
+                self._drainers.discard(self._me)
 
     def report(self) -> DrainReport:
         """Return what was achieved so far."""

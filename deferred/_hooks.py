@@ -2,8 +2,8 @@
 
 Rules of this file: a hook takes one event and can break nothing: what it raises is logged,
 with the task's own error as its cause; what it returns, if awaitable, runs in a task of its
-own for at most `limit` seconds. A hook with an attribute ``listens_to`` (a tuple of event
-classes) is told only these. Hooks run on the event loop, in the order they were given.
+own for at most `limit` seconds. A hook whose attribute ``events`` is a tuple of event
+classes is told only these. Hooks run on the event loop, in the order they were given.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from deferred._call import close_refused
 from deferred._events import (
@@ -114,7 +115,8 @@ class Hooks:
         except BaseException as error:  # noqa: BLE001  # as above; a hook's CancelledError is its own affair
             if limit.expired():
                 kind = type(event).__name__
-                logger.error("hook %r did not finish within %g s on %s; it was cancelled", hook, self.limit, kind)  # noqa: TRY400  # the traceback would be ours
+                shown = _shown(hook)
+                logger.error("hook %s did not finish within %g s on %s; it was cancelled", shown, self.limit, kind)  # noqa: TRY400  # the traceback would be ours
             else:
                 _log(hook, event, error)
 
@@ -128,8 +130,12 @@ class Hooks:
 
 
 def _wanted(hook: object) -> tuple[type[Event], ...]:
-    wanted: Any = getattr(hook, "listens_to", None)
-    return cast("tuple[type[Event], ...]", wanted) if isinstance(wanted, tuple) else (Event,)
+    wanted: Any = getattr(hook, "events", None)
+    if isinstance(wanted, tuple) and wanted:
+        kinds: tuple[Any, ...] = wanted  # pyright: ignore[reportUnknownVariableType]  # checked here
+        if all(isinstance(kind, type) and issubclass(kind, Event) for kind in kinds):
+            return kinds
+    return (Event,)  # a hook may keep anything else under that name
 
 
 def _blame(event: Event, error: BaseException) -> None:
@@ -140,7 +146,21 @@ def _blame(event: Event, error: BaseException) -> None:
 
 
 def _log(hook: object, event: Event, error: BaseException) -> None:
-    _blame(event, error)
-    kind = type(event).__name__
-    task = f" of task {event.task.name!r}" if isinstance(event, TaskFailed) else ""
-    logger.error("hook %r failed on %s%s; it is contained", hook, kind, task, exc_info=error)
+    """Log what a hook raised; the log itself may be what fails."""
+    try:
+        _blame(event, error)
+        kind = type(event).__name__
+        task = f" of task {event.task.name!r}" if isinstance(event, TaskFailed) else ""
+        logger.error("hook %s failed on %s%s; it is contained", _shown(hook), kind, task, exc_info=error)
+    except BaseException as second:  # noqa: BLE001  # a broken log handler breaks nothing either
+        with contextlib.suppress(BaseException):
+            sys.stderr.write(
+                f"deferred: a hook raised {type(error).__name__}, and logging it {type(second).__name__}\n"
+            )
+
+
+def _shown(hook: object) -> str:
+    try:
+        return repr(hook)
+    except Exception:  # noqa: BLE001  # shown by its type then
+        return f"<{type(hook).__name__}>"

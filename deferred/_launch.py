@@ -8,6 +8,7 @@ here happens on the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import weakref
 from asyncio import Future
@@ -34,7 +35,7 @@ from deferred._events import (
     TaskSucceeded,
 )
 from deferred._retry import seconds
-from deferred._run import current_task, run_inline, run_plain, run_task
+from deferred._run import current_task, find_runner, run_inline, run_plain, run_task
 from deferred._task import TaskHandle
 from deferred._unit import UnitOfWork, hosts
 from deferred._watchdog import Watchdog
@@ -65,6 +66,7 @@ class Launcher(Acceptance):
         "_released",
         "_releasing",
         "deadline",
+        "drainers",
         "drains",
         "grace",
         "stall",
@@ -84,6 +86,7 @@ class Launcher(Acceptance):
         self.succeeded = 0
         self.unhappy = dict.fromkeys(TaskState, 0)
         self.drains: list[Drain] = []
+        self.drainers: set[TaskHandle[Any]] = set()
         self.watched = 0  # contexts that are being drained
         self.deadline: float | None = None
         self._pumping = False
@@ -214,6 +217,8 @@ class Launcher(Acceptance):
     def launch(self, task: TaskHandle[Any], /, *, eager: bool) -> None:
         """Start `task` as soon as there is a slot."""
         slots = self.slots
+        if task._outcome is not None:
+            return  # cancelled by a hook, when it was told of it
         if self.deadline is not None and self.now() >= self.deadline:
             self.settle(task, Outcome.CANCELLED_AT_DEADLINE)
         elif slots.busy < slots.max_running and not slots.queues and not slots.named:
@@ -306,7 +311,7 @@ class Launcher(Acceptance):
                 task._backoff.set_result(False)
             return True
         else:
-            runner = task._runner or asyncio.current_task()  # in its first, eager step it is the current one
+            runner = task._runner or find_runner(task)
         if runner is not None:
             runner.cancel()
         return True
@@ -360,13 +365,16 @@ class Launcher(Acceptance):
             slots.give(task)
             if slots.queues:
                 self._schedule_pump()
-        if slots.named:
+        else:
+            slots.drop()
+        detached = task in self.detached
+        if slots.named and (task._tracked or detached):
             slots.forget(task)
-        if task._execution is Execution.FIRE_AND_FORGET:
+        if detached:
             self.detached.discard(task)
+            self.count_room()
         if task._kind is Kind.AWAITABLE:
-            if not task._attempts:
-                close_refused(task._work)
+            close_refused(task._work)  # if it was never awaited
             self.claimed.discard(task._work)
 
     def _tell_ending(self, task: TaskHandle[Any], context: UnitOfWork, outcome: Outcome) -> None:
@@ -381,6 +389,8 @@ class Launcher(Acceptance):
         if state is TaskState.FAILED:
             context._failed += 1
             error: Any = task._error
+            with contextlib.suppress(Exception):  # an error may refuse to be looked at
+                task._trace = error.__traceback__
             event = TaskFailed(task, error, task._attempts, context.label, context.id, task.site, outcome, at=now)
             self.hooks.emit(event, (*self.on_error, *context._on_error, *task._options.on_error))
         elif state is TaskState.CANCELLED:
@@ -396,7 +406,7 @@ class Launcher(Acceptance):
     async def drain_context(self, context: UnitOfWork, timeout: float | None, /) -> DrainReport:
         """Drain the tasks of one context; the counts are of its whole life."""
         limit = self.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        drain = Drain(self.tasks, limit, self.grace, me=current_task(), unit=context)
+        drain = Drain(self.tasks, limit, self.grace, me=current_task(), drainers=self.drainers, unit=context)
         context._drains = (*context._drains, drain)
         drain.skip_waits()
         self.watched += 1

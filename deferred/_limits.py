@@ -15,6 +15,9 @@ import msgspec
 
 from deferred._task import TaskHandle
 
+_PURGE = 64
+"""How many settled tasks may lie in the queues: few enough to hold, many enough to let go of at once."""
+
 __all__ = ["Limit", "Slots", "check_count"]
 
 
@@ -75,11 +78,12 @@ class _Named:
 class Slots:
     """The running slots of one supervisor, and the queue for them. Lives as long as it."""
 
-    __slots__ = ("_named", "busy", "max_running", "named", "queues")
+    __slots__ = ("_dropped", "_named", "busy", "max_running", "named", "queues")
 
     def __init__(self, max_running: int, limits: Mapping[str, Limit]) -> None:
         self.max_running = max_running
         self.busy = 0
+        self._dropped = 0
         self._named = {name: _Named(limit) for name, limit in limits.items()}
         self.named = bool(self._named)  # the hot path asks this first
         self.queues: dict[int, deque[TaskHandle[Any]]] = {}  # by context, in the order of their turns
@@ -129,6 +133,20 @@ class Slots:
             if task._outcome is None:
                 self.queues.setdefault(id(task._unit), deque()).appendleft(task)
                 return
+
+    def drop(self) -> None:
+        """Note that a task which waited was settled; let go of such tasks now and then."""
+        self._dropped += 1
+        if self._dropped >= _PURGE:
+            self._dropped = 0
+            for turn, queue in tuple(self.queues.items()):
+                kept = deque(task for task in queue if task._outcome is None)
+                if kept:
+                    self.queues[turn] = kept
+                else:
+                    del self.queues[turn]
+            for named in self._named.values():
+                named.parked = deque(task for task in named.parked if task._outcome is None)
 
     def next(self) -> TaskHandle[Any] | None:
         """Take a slot for whoever is next and return it; None when nobody can start now."""

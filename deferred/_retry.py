@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Protocol, TypeAlias
@@ -37,7 +38,7 @@ def seconds(value: object, what: str, *, zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         message = f"{what} must be a number of seconds, not {type(value).__name__}"
         raise TypeError(message)
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if value < 0 or not value <= sys.float_info.max or (value == 0 and not zero):  # NaN compares with nothing
         bound = "0 or more" if zero else "more than 0"
         message = f"{what} must be {bound} and finite, not {value!r}"
         raise ValueError(message)
@@ -142,7 +143,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         backoff = min(self.wait_max, self.wait_initial)
         if 0 < self.wait_initial < self.wait_max and self.wait_exp_base > 1:
             # Steps until wait_max is reached: found by logarithm, so that no power overflows.
-            steps = math.log(self.wait_max / self.wait_initial, self.wait_exp_base)
+            steps = (math.log(self.wait_max) - math.log(self.wait_initial)) / math.log(self.wait_exp_base)
             backoff = self.wait_max
             if attempt - 1 < steps:
                 backoff = min(backoff, self.wait_initial * self.wait_exp_base ** (attempt - 1))

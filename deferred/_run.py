@@ -27,7 +27,7 @@ from deferred._retry import RetryPolicy, Verdict, seconds
 from deferred._task import Clock, Middleware, TaskHandle, running_task
 from deferred.exceptions import NonRetryableError
 
-__all__ = ["Runtime", "current_task", "run_inline", "run_plain", "run_task"]
+__all__ = ["Runtime", "current_task", "find_runner", "run_inline", "run_plain", "run_task"]
 
 logger = logging.getLogger("deferred")
 
@@ -153,11 +153,15 @@ async def _until_done(task: TaskHandle[Any], runtime: Runtime, started: float, b
         try:
             async with limit:
                 task._value = await _attempt(task, runtime)
-        except Exception as error:  # noqa: BLE001  # judged below
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise  # never retried, whatever the policy says
+        except BaseException as error:  # noqa: BLE001  # judged below
             task._error = _trimmed(error)
         else:
             task._error = None
             return _OK
+        if task._outcome is not None:
+            return task._outcome  # abandoned meanwhile: nobody waits for another attempt
         outcome, delay = await _judge(task, task._error, runtime.now() - started, timed_out=limit.expired())
         limits = [when for when in (budget, task._unit.deadline) if when is not None]
         if outcome is None and any(runtime.now() + delay >= when for when in limits):
@@ -232,7 +236,7 @@ async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[
                 raise
 
 
-async def _judge(
+async def _judge(  # noqa: PLR0911  # a list of reasons
     task: TaskHandle[Any], error: BaseException, elapsed: float, *, timed_out: bool
 ) -> tuple[Outcome | None, float]:
     """Say why nothing more is to be tried, or after how many seconds to try again."""
@@ -241,16 +245,27 @@ async def _judge(
         return Outcome.NON_RETRYABLE, 0.0
     if policy is None:
         return (Outcome.TIMED_OUT if timed_out else Outcome.FAILED), 0.0
+    if task._stopped_by is not None:
+        return Outcome.FAILED, 0.0  # cancelled, and it made another error of that
     try:
         verdict = True if timed_out else await _ask(policy, error)
         if verdict is False:
             return Outcome.FAILED, 0.0
         if policy.exhausted(task._attempts, elapsed):
             return Outcome.EXHAUSTED_ATTEMPTS, 0.0
-        return None, policy.delay(task._attempts, error) if verdict is True else verdict
-    except Exception:
+        delay = policy.delay(task._attempts, error) if verdict is True else verdict
+        return None, seconds(delay, "the delay of the retry policy", zero=True)
+    except BaseException as failure:
+        if isinstance(failure, asyncio.CancelledError) and _being_cancelled():
+            raise
         logger.exception("the retry policy of task %r failed: the task is not retried", task.name)
         return Outcome.NON_RETRYABLE, 0.0
+
+
+def _being_cancelled() -> bool:
+    """Say whether somebody has asked the current asyncio task to end, and not just raised a CancelledError."""
+    runner = asyncio.current_task()
+    return runner is not None and runner.cancelling() > 0
 
 
 async def _ask(policy: RetryPolicy, error: BaseException) -> bool | float:
@@ -295,6 +310,15 @@ def _ending(task: TaskHandle[Any], error: BaseException) -> Outcome:
     return Outcome.FAILED
 
 
+def find_runner(task: TaskHandle[Any]) -> asyncio.Task[Any] | None:
+    """Return the asyncio task of one that is in its first, eager step, when nobody holds it yet."""
+    for runner in asyncio.all_tasks():
+        frame = getattr(runner.get_coro(), "cr_frame", None)
+        if frame is not None and frame.f_code in _RUNNERS and frame.f_locals["task"] is task:
+            return runner
+    return None
+
+
 def _destroyed(task: TaskHandle[Any]) -> bool:
     """Say whether the loop is gone and Python is closing the coroutine: nobody raised this."""
     try:
@@ -305,10 +329,13 @@ def _destroyed(task: TaskHandle[Any]) -> bool:
 
 def _trimmed(error: BaseException) -> BaseException:
     """Cut this file's frames off the traceback: it then starts where the user's code does."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    if trace is not None:
-        with contextlib.suppress(Exception):  # an error may refuse to be changed: then it keeps our frames
+    with contextlib.suppress(Exception):  # an error may refuse to be looked at or changed: it keeps our frames
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        if trace is not None:
             error.__traceback__ = trace
     return error
+
+
+_RUNNERS = frozenset({run_plain.__code__, run_task.__code__})

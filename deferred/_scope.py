@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from contextvars import Token
@@ -43,7 +44,8 @@ class Scope:
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if self._token is not None:
-            current_unit.reset(self._token)
+            with contextlib.suppress(ValueError):  # left in another context than it was entered in
+                current_unit.reset(self._token)
             self._token = None
         self.opened.end(error)
 

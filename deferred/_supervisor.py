@@ -29,7 +29,7 @@ from deferred._retry import RetryPolicy, seconds
 from deferred._run import current_task
 from deferred._scope import Scope
 from deferred._settings import TaskScope, check_choice, check_drain_timeout, check_limits, check_scope
-from deferred._task import ErrorHook, Hook, Middleware, TaskOptions, check_functions
+from deferred._task import ErrorHook, Hook, Middleware, TaskHandle, TaskOptions, check_functions
 from deferred.instrumentation.logging import SHOWN, log_event, logger
 
 __all__ = ["Supervisor"]
@@ -174,6 +174,8 @@ class Supervisor:
         try:
             if launcher.why is None:
                 await self.drain()
+                if launcher.tasks:  # a hook has registered work as it was told of the end
+                    await self._drain_once(launcher.timeout)
         finally:
             self._shut("it has been drained and closed; work must be registered before the shutdown")
 
@@ -199,15 +201,20 @@ class Supervisor:
         Returns:
             What was achieved; it has been told to the hooks (the log among them) before.
         """
-        if self._draining is not None:
-            return await asyncio.shield(self._draining)
         launcher = self._launcher
         limit = launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
         loop = asyncio.get_running_loop()
+        me = current_task()
+        if self._draining is not None:
+            if me is None:
+                return await asyncio.shield(self._draining)
+            # The drain that is under way waits for this very task: it waits for the others alone.
+            rest = limit if launcher.deadline is None else max(0.0, min(limit, launcher.deadline - loop.time()))
+            return await self._drain_once(rest, me)
         if launcher.loop is not loop:
             launcher.meet(loop, self)
         done = self._draining = loop.create_future()
-        drain = Drain(launcher.tasks, limit, launcher.grace, me=current_task())
+        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers)
         launcher.drains.append(drain)
         launcher.look()
         launcher.deadline = drain.deadline
@@ -228,6 +235,19 @@ class Supervisor:
             launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
         await launcher.hooks.finish(launcher.grace)
         return report
+
+    async def _drain_once(self, limit: float, me: TaskHandle[Any] | None = None) -> DrainReport:
+        """Drain without telling anybody, beside a drain that does or after it."""
+        launcher = self._launcher
+        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers)
+        launcher.drains.append(drain)
+        launcher.look()
+        try:
+            await drain.run(launcher.cancel, launcher.settle)
+        finally:
+            launcher.drains.remove(drain)
+            launcher.look()
+        return drain.report()
 
     def adopt(self, other: Supervisor) -> None:
         """Drain `other` with this one: for an app mounted inside another, which gets no lifespan."""

@@ -8,6 +8,7 @@ given a `Unit`, the face of the context that it belongs to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -15,7 +16,7 @@ import secrets
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextvars import Context, ContextVar
-from types import CodeType
+from types import CodeType, TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import msgspec
@@ -218,6 +219,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     _outcome: Outcome | None = None
     _error: BaseException | None = None
     _value: Any = None
+    _trace: TracebackType | None = None  # of the final error, as it left the task
     _runner: asyncio.Task[None] | None = None
     _slot: bool = False  # whether it holds one of the running slots
     _backoff: asyncio.Future[bool] | None = None
@@ -329,6 +331,8 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         if state is TaskState.SUCCEEDED:
             return self._value  # type: ignore[no-any-return]  # stored untyped
         if state is TaskState.FAILED and self._error is not None:
+            with contextlib.suppress(Exception):  # each raise adds its frames: start from the task's own again
+                self._error.__traceback__ = self._trace
             raise self._error
         if state is TaskState.CANCELLED:
             raise asyncio.CancelledError(f"task {self.name!r} was cancelled")

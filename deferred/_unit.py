@@ -72,6 +72,10 @@ class Host(Protocol):
         """Launch what has waited in `context`, from the next turn of the loop on."""
         ...
 
+    def on_loop(self, func: Callable[..., object], *args: Any) -> None:
+        """Call `func` on the supervisor's loop: now when this is it, else as soon as it turns."""
+        ...
+
     def launch(self, task: TaskHandle[Any], /, *, eager: bool) -> None:
         """Start `task` as soon as there is a slot; on the loop."""
         ...

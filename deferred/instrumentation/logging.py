@@ -70,7 +70,7 @@ def log_event(event: Event) -> None:
             pass
 
 
-log_event.listens_to = (  # type: ignore[attr-defined]  # read by Hooks
+log_event.events = (  # type: ignore[attr-defined]  # read by Hooks
     DrainFinished,
     TaskAbandoned,
     TaskCancelled,
