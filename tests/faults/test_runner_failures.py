@@ -1,6 +1,7 @@
 """One failure touches nothing else: A01 to A10, A42, A65, A66, and errors that fight back."""
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -10,7 +11,18 @@ import weakref
 import pytest
 
 from deferred import Retry, Supervisor, TaskState
-from tests.faults.support import BareError, BoomError, Told, boom, ended, fine, forever, loop_errors, nothing_left, settled
+from tests.faults.support import (
+    BareError,
+    BoomError,
+    Told,
+    boom,
+    ended,
+    fine,
+    forever,
+    loop_errors,
+    nothing_left,
+    settled,
+)
 
 BASES = [SystemExit, KeyboardInterrupt, GeneratorExit, BareError, MemoryError, RecursionError, StopAsyncIteration]
 
@@ -369,7 +381,5 @@ async def settled_in_thread(*handles):
 
 
 async def _quiet(handle):
-    try:
+    with contextlib.suppress(BaseException):
         await handle
-    except BaseException:  # noqa: BLE001, S110  # the state is what counts
-        pass

@@ -180,7 +180,9 @@ def failing_at(place, error):
 
 class TestScopes:
     @pytest.mark.parametrize("place", ["enter", "exit"])
-    @pytest.mark.parametrize("error", [LookupError(), SystemExit(), asyncio.CancelledError(), StopIteration()], ids=repr)
+    @pytest.mark.parametrize(
+        "error", [LookupError(), SystemExit(), asyncio.CancelledError(), StopIteration()], ids=repr
+    )
     async def test_it_raises(self, place, error):
         """S14: a scope that cannot be entered or left fails that task alone."""
         async with Supervisor(task_scope=failing_at(place, error)) as supervisor:

@@ -1,7 +1,7 @@
 """Retries: A52 to A58 and A70, and policies that hang, raise or return garbage."""
 
 import asyncio
-import datetime
+import datetime as dt
 import time
 
 import pytest
@@ -90,7 +90,7 @@ class TestPredicates:
 
     @pytest.mark.parametrize(
         "answer",
-        [float("nan"), float("inf"), -1.0, -1, datetime.timedelta(-1), HUGE],
+        [float("nan"), float("inf"), -1.0, -1, dt.timedelta(-1), HUGE],
         ids=str,
     )
     async def test_it_returns_garbage(self, answer):
@@ -122,7 +122,7 @@ class TestPredicates:
         async def later(error):
             return 3
 
-        for on, waited in ((lambda error: 7.5, 7.5), (lambda error: datetime.timedelta(minutes=1), 60), (later, 3)):
+        for on, waited in ((lambda error: 7.5, 7.5), (lambda error: dt.timedelta(minutes=1), 60), (later, 3)):
             start = loop.time()
             async with Supervisor(drain_timeout=100) as supervisor:
                 with supervisor.context() as ctx:
@@ -155,7 +155,9 @@ class Policy:
 
 class TestPolicies:
     @pytest.mark.parametrize(
-        "delay", [float("nan"), float("inf"), -5, "soon", None, HUGE, ZeroDivisionError(), SystemExit(), StopIteration()], ids=repr
+        "delay",
+        [float("nan"), float("inf"), -5, "soon", None, HUGE, ZeroDivisionError(), SystemExit(), StopIteration()],
+        ids=repr,
     )
     async def test_a_bad_delay(self, delay):
         """A58: a policy whose delay is no time to wait ends the task with the task's own error."""
