@@ -162,17 +162,24 @@ async def _until_done(task: TaskHandle[Any], runtime: Runtime, started: float, b
             return _OK
         if task._outcome is not None:
             return task._outcome  # abandoned meanwhile: nobody waits for another attempt
-        outcome, delay = await _judge(task, task._error, runtime.now() - started, timed_out=limit.expired())
-        limits = [when for when in (budget, task._unit.deadline) if when is not None]
-        if outcome is None and any(runtime.now() + delay >= when for when in limits):
-            outcome = Outcome.EXHAUSTED_DEADLINE
-        if outcome is None:
-            retrying = TaskRetrying(task, task._error, task._attempts, delay, at=runtime.now())
-            runtime.hooks.emit(retrying)
-            if not await _backoff(task, runtime, delay):
-                outcome = Outcome.EXHAUSTED_DEADLINE
+        outcome = await _before_next(task, runtime, started, budget, timed_out=limit.expired())
         if outcome is not None:
             return outcome
+
+
+async def _before_next(
+    task: TaskHandle[Any], runtime: Runtime, started: float, budget: float | None, *, timed_out: bool
+) -> Outcome | None:
+    """Say why there is no further attempt, or wait until it is due and return None."""
+    error: Any = task._error
+    outcome, delay = await _judge(task, error, runtime.now() - started, timed_out=timed_out)
+    if outcome is not None:
+        return outcome
+    limits = [when for when in (budget, task._unit.deadline) if when is not None]
+    if any(runtime.now() + delay >= when for when in limits):
+        return Outcome.EXHAUSTED_DEADLINE
+    runtime.hooks.emit(TaskRetrying(task, error, task._attempts, delay, at=runtime.now()))
+    return None if await _backoff(task, runtime, delay) else Outcome.EXHAUSTED_DEADLINE
 
 
 async def _attempt(task: TaskHandle[Any], runtime: Runtime) -> Any:  # the user's result

@@ -251,9 +251,13 @@ class Supervisor:
 
     def adopt(self, other: Supervisor) -> None:
         """Drain `other` with this one: for an app mounted inside another, which gets no lifespan."""
-        if other is not self and self not in other._adopted:
+        if not other._drains_too(self):
             self._adopted.add(other)
             other._launcher.opened = True
+
+    def _drains_too(self, other: Supervisor) -> bool:
+        """Say whether draining this one drains `other`: adopting must make no circle."""
+        return other is self or any(child._drains_too(other) for child in self._adopted)
 
     # -- what it is for -------------------------------------------------------------------------
 

@@ -214,7 +214,7 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
         Args:
             error: The exception that ended it, if one did.
         """
-        if self._error is None:
+        if self._error is None and not self._decided:
             self._error = error
         if not self._closed:
             self.close()
@@ -391,4 +391,5 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
 
     @property
     def _failing(self) -> bool:
-        return self._error is not None or (self._status or 0) >= _FIRST_ERROR_STATUS
+        status: object = self._status  # what the app sent, which need not be a number
+        return self._error is not None or (isinstance(status, int) and status >= _FIRST_ERROR_STATUS)

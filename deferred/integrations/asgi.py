@@ -100,7 +100,7 @@ class DeferredMiddleware:
         self._stays = lifetime == "request"
         self._launcher = self.supervisor._launcher
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901  # the hot path: no calls
         """Serve one scope."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or KEY in scope:  # noqa: PLR1714  # no set, no hashing: the hot path
@@ -119,7 +119,10 @@ class DeferredMiddleware:
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
-            if not await exchange.absorb(error, scope):
+            answered = await exchange.absorb(error, scope)
+            if self._stays:
+                await context.drained()
+            if not answered:
                 raise
         else:
             if context._decided and not hooks.settled and context._held is None:
@@ -173,9 +176,9 @@ class Exchange(msgspec.Struct, eq=False):
         kind = message["type"]
         context = self._context
         if kind == "http.response.start":
-            context._status = message["status"]
-            if len(message) > _START_KEYS and message.get("trailers", False):
-                self._trailing = True
+            context._status = message.get("status")
+            if "trailers" in message:
+                self._trailing = message["trailers"]
             await self._send(message)
             return
         await self._send(message)
@@ -198,7 +201,7 @@ class Exchange(msgspec.Struct, eq=False):
         if kind == "websocket.http.response.body":
             return not message.get("more_body", False)
         if kind == "websocket.http.response.start":
-            self._context._status = message["status"]
+            self._context._status = message.get("status")
         elif kind == "websocket.accept":
             self._context._status = 101
         elif kind == "websocket.close":
@@ -218,7 +221,7 @@ class Exchange(msgspec.Struct, eq=False):
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
         """End the context with `error`; answer a rejection with 503 and say True, else leave it to the server."""
         context = self._context
-        if context._error is None:
+        if context._error is None and not context._decided:
             context._error = error
         if not isinstance(error, TaskRejectedError) or context._status is not None or scope["type"] != "http":
             self.finish(scope)
@@ -237,7 +240,6 @@ class Exchange(msgspec.Struct, eq=False):
 
 
 _OVERLOADED = b"the service is overloaded, try again later"
-_START_KEYS = 3  # type, status, headers: more than that is rare, and looked at
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 _GOOD_CLOSES = frozenset({1000, 1001})
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
