@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from deferred import DrainStarted, Supervisor, TaskFailed, defer, wait_until
+from deferred import DrainStarted, Retry, Supervisor, TaskFailed, current_task, defer, wait_until
 from deferred.integrations.asgi import DeferredMiddleware
 from tests.integrations.asgi_client import Client, idle, turns
 from tests.integrations.raw_app import answer
@@ -87,6 +87,21 @@ async def test_work_in_a_thread_is_accepted_and_completed(supervisor):
     assert (await ctx.drained()).finished == 1
     assert threads != [threading.main_thread()]
     assert len(threads) == 1
+
+
+async def test_work_in_a_thread_reads_its_own_name_and_counter(supervisor):
+    """RT-05: `current_task` gives both in a thread as well, in every attempt."""
+    seen = []
+
+    def look():
+        seen.append((current_task().name, current_task().attempts))
+        if len(seen) < 2:
+            raise ValueError
+
+    with supervisor.context() as ctx:
+        ctx.with_options(name="mail", retry=Retry(on=ValueError, wait_initial=0)).defer(look)
+    await ctx.drained()
+    assert seen == [("mail", 1), ("mail", 2)]
 
 
 async def test_overlapping_requests_each_complete_their_own(supervisor, gate):
