@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from deferred import _current
+
 try:
     import uvloop
 except ImportError:  # Windows and PyPy have none
@@ -23,3 +25,9 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: Any) -> Mapping[s
 def short_drains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test that fails end soon: what is left then is not waited for 20 seconds."""
     monkeypatch.setenv("DEFERRED_DRAIN_TIMEOUT", "5")
+
+
+@pytest.fixture(autouse=True)
+def no_other_supervisors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the supervisors of earlier tests that are not collected yet: they would decide out of scope."""
+    _current.hosts.clear()

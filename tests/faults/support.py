@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deferred import Event, Supervisor, TaskFailed, TaskHandle, TaskState
+from deferred._call import claimed
 
 LIMIT = 10_000
 
@@ -94,7 +95,7 @@ def nothing_left(supervisor: Supervisor) -> bool:
         stats.pending == stats.running == 0
         and not launcher.tasks
         and not launcher.detached
-        and not launcher.claimed
+        and not claimed
         and not launcher.slots.busy
         and not any(task._outcome is None for queue in launcher.slots.queues.values() for task in queue)
     )

@@ -279,7 +279,7 @@ class TestResults:
                     handle.result()
                 with pytest.raises(BoomError):
                     await handle
-        assert len(traceback.extract_tb(handle.error.__traceback__)) <= 3
+        assert len(traceback.extract_tb(handle.error.__traceback__)) <= 4
 
     async def test_failures_do_not_leak(self):
         """A10: ten thousand failures with cycles and large locals leave nothing behind, without the collector."""
