@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from deferred._arguments import ArgumentCheck
-from deferred._call import Kind, name_of
+from deferred._call import Kind, claimed, name_of
 from deferred._events import Execution, Outcome, TaskRejected
 from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
@@ -43,7 +43,6 @@ class Acceptance(abc.ABC):
     Attributes:
         tasks: Every accepted task that has not settled; what a drain waits for.
         detached: Those of fire-and-forget routes, which no drain waits for.
-        claimed: The coroutines among them: one runs once.
         loop: The event loop that all work runs on, once bound.
         home: The same, as long as work is accepted; else nothing that is equal to it.
         seen: The loop that contexts are opened on, before any is bound.
@@ -60,7 +59,6 @@ class Acceptance(abc.ABC):
         "_rooms",
         "calm",
         "check_arguments",
-        "claimed",
         "detached",
         "home",
         "hooks",
@@ -114,7 +112,6 @@ class Acceptance(abc.ABC):
         self.roomy = 0 if self.slots.named else max_pending
         self.tasks: set[TaskHandle[Any]] = set()
         self.detached: set[TaskHandle[Any]] = set()
-        self.claimed: set[Any] = set()
         self.loop: AbstractEventLoop | None = None
         self.seen: AbstractEventLoop | None = None
         self.home: object = NOWHERE
@@ -206,18 +203,13 @@ class Acceptance(abc.ABC):
 
         Raises:
             TaskRejectedError: A limit is reached, and the policy is not ``"discard"``.
-            ValueError: It is a coroutine that was registered before.
         """
-        claims = task._kind is Kind.AWAITABLE and asyncio.iscoroutine(task._work)
-        if claims and task._work in self.claimed:
-            message = f"the coroutine {task.name!r} was registered before: a coroutine runs once, pass a fresh one"
-            raise ValueError(message)
         full = self._full(context, task.name)
         if full is not None:
             return self._refuse(task, context, full)
         self.slots.accept(task)
-        if claims:
-            self.claimed.add(task._work)
+        if task._kind is Kind.AWAITABLE and asyncio.iscoroutine(task._work):
+            claimed.add(task._work)
         if task._execution is Execution.FIRE_AND_FORGET:
             self.detached.add(task)
             self.count_room()

@@ -15,7 +15,10 @@ import inspect
 from types import CodeType, CoroutineType, FunctionType, MethodType
 from typing import Any
 
-__all__ = ["Kind", "check_awaitable", "check_callable", "close_refused", "name_of", "site_of"]
+__all__ = ["Kind", "check_awaitable", "check_callable", "claimed", "close_refused", "name_of", "site_of"]
+
+claimed: set[Any] = set()
+"""The coroutines that somebody keeps alive: one runs once, in whatever supervisor of this process."""
 
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
@@ -80,6 +83,9 @@ def check_awaitable(awaitable: object) -> None:
     """
     if isinstance(awaitable, CoroutineType):
         coroutine: CoroutineType[Any, Any, Any] = awaitable  # pyright: ignore[reportUnknownVariableType]  # of whatever it returns
+        if coroutine in claimed:  # not closed: its first registration holds
+            message = f"the coroutine {name_of(coroutine)} was registered before: it runs once, pass a fresh one"
+            raise ValueError(message)
         if coroutine.cr_frame is None or coroutine.cr_running or coroutine.cr_await is not None:
             message = (
                 f"the coroutine {name_of(coroutine)} has been started already and can be awaited only once: "
@@ -117,10 +123,13 @@ def name_of(work: Any) -> str:  # names anything
         work = work.func  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # any callable
     if isinstance(work, asyncio.Task):
         return name_of(work.get_coro())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # any task
-    name = getattr(work, "__qualname__", None)
+    try:
+        name = work.__qualname__
+    except Exception:  # noqa: BLE001  # a proxy may raise anything
+        name = None
     if not isinstance(name, str):
         name = type(work).__qualname__
-    return name.replace("<locals>.", "")
+    return "".join([name]).replace("<locals>.", "")  # noqa: FLY002  # a format would call what a subclass defines
 
 
 def site_of(code: CodeType | None, line: int) -> str:

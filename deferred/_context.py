@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from sys import _getframe
@@ -119,6 +120,8 @@ class DeferredContext(UnitOfWork, eq=False):
         root = self._root or self
         execution = root.route or Execution.DEFERRED
         if execution is Execution.SEQUENTIAL:
+            if running_loop() is None:
+                root._host.meet(None, func)  # says what is missing
             task = root._make(kind, func, args, kwargs, self._options, frame, execution)
             if root._host.hooks.deferred:
                 root._host.hooks.emit(TaskDeferred(task, at=task._created))

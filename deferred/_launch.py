@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from deferred._accept import Acceptance
-from deferred._call import Kind, close_refused
+from deferred._call import Kind, claimed, close_refused
 from deferred._context import DeferredContext
 from deferred._drain import Drain
 from deferred._events import (
@@ -323,8 +323,8 @@ class Launcher(Acceptance):
             return
         task._outcome = _OK
         task._vars = task._runner = None
-        if task._kind is Kind.AWAITABLE:
-            self.claimed.discard(task._work)
+        if task._kind is Kind.AWAITABLE and asyncio.iscoroutine(task._work):
+            claimed.discard(task._work)
         context: Any = task._unit
         context._finished += 1
         context._pending -= 1
@@ -375,7 +375,8 @@ class Launcher(Acceptance):
             self.count_room()
         if task._kind is Kind.AWAITABLE:
             close_refused(task._work)  # if it was never awaited
-            self.claimed.discard(task._work)
+            if asyncio.iscoroutine(task._work):
+                claimed.discard(task._work)
 
     def _tell_ending(self, task: TaskHandle[Any], context: UnitOfWork, outcome: Outcome) -> None:
         now, state = self.now(), outcome.state

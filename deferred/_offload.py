@@ -60,11 +60,20 @@ class DaemonThreads(Executor):
             if not self._open:
                 message = "these threads were shut down"
                 raise RuntimeError(message)
-            self._jobs.put((future, lambda: fn(*args, **kwargs)))
             if not self._idle.acquire(blocking=False) and self._threads < self._max:
-                self._threads += 1
-                threading.Thread(target=self._serve, name=f"deferred-{self._threads}", daemon=True).start()
+                self._start_thread()
+            self._jobs.put((future, lambda: fn(*args, **kwargs)))
         return future
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._serve, name=f"deferred-{self._threads + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more: those that run will do it, if there are any
+            if not self._threads:
+                raise
+        else:
+            self._threads += 1
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  # the base class's signature; these threads are never waited for
         """Take no more work and let idle threads end; none is waited for."""

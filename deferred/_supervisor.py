@@ -157,6 +157,8 @@ class Supervisor:
         """Bind it to the running event loop; the first of several openings counts."""
         launcher = self._launcher
         loop = asyncio.get_running_loop()
+        if launcher.loop is not None and launcher.loop.is_closed():
+            self._openings = 0  # its last life broke off with its loop
         if not self._openings:
             launcher.opened, launcher.lazy = True, False
             launcher.why = None

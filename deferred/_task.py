@@ -148,10 +148,10 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _check_name(name: object) -> str:
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not len(name):
         message = f"name must be a text that is not empty, not {name!r}"
         raise TypeError(message)
-    return name
+    return "".join([name])  # noqa: FLY002  # a plain text, whatever subclass of it was given
 
 
 def _check_retry(retry: Any) -> RetryPolicy | None:

@@ -90,8 +90,7 @@ def unsafe(source: str) -> list[tuple[int, str]]:
                 if (owner, attribute) in UNSAFE_ATTRIBUTES:
                     found.append((node.lineno, f"{owner}.{attribute}"))
                 if attribute == "import_module" and any(
-                    isinstance(argument, ast.Constant) and argument.value in UNSAFE_MODULES
-                    for argument in node.args
+                    isinstance(argument, ast.Constant) and argument.value in UNSAFE_MODULES for argument in node.args
                 ):
                     found.append((node.lineno, "import_module"))
             case _:
@@ -134,9 +133,7 @@ def test_the_search_for_unsafe_code_finds_it(source: str) -> None:
     assert unsafe(source)
 
 
-@pytest.mark.parametrize(
-    "source", ["re.compile('x')", "connection.exec('x')", "json.load(file)", "evaluate()"]
-)
+@pytest.mark.parametrize("source", ["re.compile('x')", "connection.exec('x')", "json.load(file)", "evaluate()"])
 def test_the_search_for_unsafe_code_leaves_the_rest_alone(source: str) -> None:
     """G13: a harmless namesake is no offence."""
     assert unsafe(source) == []
@@ -147,9 +144,7 @@ def test_the_search_for_unsafe_code_leaves_the_rest_alone(source: str) -> None:
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run make in the checkout, with nothing of a make above it in the environment."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "PATH", "TMPDIR"}
-    }
+    inherited = {name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "PATH", "TMPDIR"}}
     return subprocess.run(
         [MAKE, "--no-print-directory", *arguments],
         cwd=ROOT,
@@ -177,9 +172,7 @@ def test_help_lists_each_command() -> None:
         ({"MARATHON_DEMO_DELAYS": "mail=5"}, "mail=5"),
     ],
 )
-def test_run_has_demo_delays_unless_they_are_set(
-    tmp_path: Path, given: dict[str, str], expected: str
-) -> None:
+def test_run_has_demo_delays_unless_they_are_set(tmp_path: Path, given: dict[str, str], expected: str) -> None:
     """`make run` sets the delays of the demonstration, and an empty setting counts as set."""
     (tmp_path / "bin").mkdir()
     executable(tmp_path / "bin/python", 'echo "$MARATHON_DEMO_DELAYS|$MARATHON_PORT|$*"')
@@ -204,9 +197,7 @@ def executable(path: Path, script: str) -> Path:
 def python_of(path: Path, version: str, level: str = "final") -> Path:
     """Write a Python that works and says it is `version`."""
     info = (*map(int, version.split(".")), level, 0)
-    return executable(
-        path, f'code="import sys; sys.version_info = {info!r}\n$2"\nexec "{sys.executable}" "$1" "$code"'
-    )
+    return executable(path, f'code="import sys; sys.version_info = {info!r}\n$2"\nexec "{sys.executable}" "$1" "$code"')
 
 
 def broken(path: Path) -> Path:
@@ -214,9 +205,7 @@ def broken(path: Path) -> Path:
     return executable(path, 'echo "pyenv: command not found" >&2; exit 127')
 
 
-def find(
-    *folders: Path, pyenv: Path | None = None, python: Path | str = ""
-) -> subprocess.CompletedProcess[str]:
+def find(*folders: Path, pyenv: Path | None = None, python: Path | str = "") -> subprocess.CompletedProcess[str]:
     """Let the Makefile find a Python in `folders` alone."""
     path = os.pathsep.join(map(str, folders))
     return make("print-python", f"PYTHON={python}", PATH=path, PYENV_ROOT=str(pyenv or "/nonexistent"))

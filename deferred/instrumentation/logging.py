@@ -49,6 +49,8 @@ def log_event(event: Event) -> None:
             )
         case TaskAbandoned(task=task):
             logger.error("task %r was abandoned in attempt %d; deferred at %s", task.name, task.attempts, task.site)
+        case TaskCancelled(outcome=Outcome.CANCELLED_BY_DRAIN | Outcome.CANCELLED_AT_DEADLINE):
+            pass  # the drain's own line names them, however many there are
         case TaskCancelled(task=task, outcome=outcome):
             level = logging.INFO if outcome is Outcome.CANCELLED_BY_HANDLE else logging.WARNING
             logger.log(level, "task %r was cancelled (%s); deferred at %s", task.name, outcome.value, task.site)

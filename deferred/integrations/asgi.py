@@ -273,7 +273,7 @@ class Lifespan:
             return message
 
         async def watched_send(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
+            if message["type"] == "lifespan.startup.complete" and running_loop() is not None:
                 self._supervisor.open()
                 self._open = True
             await send(message)

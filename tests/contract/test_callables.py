@@ -291,3 +291,15 @@ async def test_callables_of_an_app_start_in_the_order_of_registration(supervisor
     await Client(DeferredMiddleware(app, supervisor)).get("/")
     await idle(supervisor)
     assert script.noted == ["a", "b", "c", "child of a", "child of b", "child of c"]
+
+
+async def test_a_callable_cancelled_before_the_close_never_runs(supervisor, script):
+    """NX-01: called exactly once, unless it is cancelled first; its neighbours are."""
+    with supervisor.context() as ctx:
+        ctx.defer(script.work, "before")
+        handle = ctx.defer(script.work, "cancelled")
+        ctx.defer(script.work, "after")
+        assert handle.cancel()
+        assert handle.done()
+    await idle(supervisor)
+    assert script.noted == ["before", "after"]

@@ -122,7 +122,9 @@ async def test_a_callable_due_after_the_deadline_is_reported(watched):
     """DF-03: one that never got to start is named in the drain's report, not silently dropped."""
     with watched.context("GET /") as ctx:
         ctx.defer(fill_the_grace_period, ctx)
+    began = asyncio.get_running_loop().time()
     report = await watched.drain(timeout=1)
+    assert asyncio.get_running_loop().time() - began == pytest.approx(1), "nobody waits for what never starts"
     late = next(task for task in report.cancelled if task.name == "forever")
     assert late.attempt == 0
     assert watched.stats().pending == watched.stats().running == 0

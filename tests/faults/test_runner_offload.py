@@ -9,7 +9,7 @@ import pytest
 
 from deferred import Supervisor, TaskState
 from deferred._offload import DaemonThreads
-from tests.faults.support import BoomError, Told, fine, nothing_left, outcome_of, settled, turns, until
+from tests.faults.support import BoomError, Told, fine, nothing_left, settled, turns, until
 
 SHORT = {"drain_timeout": 0, "cancel_grace": 0.05}
 
@@ -82,21 +82,6 @@ class TestExecutors:
             report = await supervisor.drain()
             assert len(report.cancelled) + len(report.abandoned) == 1
         assert handle.done()
-        assert nothing_left(supervisor)
-
-    async def test_of_processes(self, no_blocking_calls):
-        """S13: functions run in another process, and their errors come back."""
-        no_blocking_calls.deactivate()  # a pool of processes writes to a pipe of its own
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=_spawn()) as pool:
-            async with Supervisor(offload=pool, drain_timeout=50) as supervisor:
-                with supervisor.context() as ctx:
-                    handles = ctx.defer(square, 3), ctx.defer(fails), ctx.defer(lambda: 3), ctx.defer(os._exit, 3)
-                answer, pid = await handles[0]
-                assert (answer, pid != os.getpid()) == (9, True)
-                errors = [await outcome_of(_wait(handle)) for handle in handles[1:]]
-        no_blocking_calls.activate()
-        assert type(errors[0]).__name__ == "BoomError"
-        assert all(isinstance(error, Exception) for error in errors)
         assert nothing_left(supervisor)
 
     async def test_no_executor(self):

@@ -308,29 +308,6 @@ class TestMarks:
                 await outer(ctx)
         assert seen == ["concurrent", "sequential", "concurrent"]
 
-    async def test_side_by_side(self):
-        """S2: marked functions that run at the same time in one context each run their steps their own way."""
-        seen = {}
-        first, second = asyncio.Event(), asyncio.Event()
-
-        @execution.sequential
-        async def one(ctx):
-            await second.wait()
-            seen["one"] = (await ctx.run(fine)).execution.value
-            first.set()
-
-        @execution.concurrent
-        async def two(ctx):
-            second.set()
-            await first.wait()
-            seen["two"] = (await ctx.run(fine)).execution.value
-
-        async with Supervisor() as supervisor:
-            with supervisor.context() as ctx:
-                await asyncio.gather(one(ctx), two(ctx))
-        assert seen == {"one": "sequential", "two": "concurrent"}
-
-    @pytest.mark.parametrize("mark", [execution.sequential, execution.concurrent, execution.fire_and_forget])
     async def test_raising(self, mark):
         """S2: a marked function that raises leaves the mark of the one that called it."""
 

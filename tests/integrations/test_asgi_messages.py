@@ -10,8 +10,10 @@ from deferred import (
     ContextSettled,
     EventLoopError,
     Supervisor,
+    concurrent,
     current_context,
     defer,
+    sequential,
 )
 from deferred.integrations.asgi import DeferredMiddleware, deferred_from
 from tests.integrations.asgi_client import Exchange, idle, turns
@@ -300,3 +302,28 @@ async def test_closing_is_told_once():
     async with supervisor:
         await finish(DeferredMiddleware(app, supervisor))
     assert len(told) == 1
+
+
+async def test_a_decorated_helper_gives_the_route_back_its_execution(script):
+    """A helper with a decorator of its own runs its steps its way, and the route's later steps run the route's."""
+    supervisor = Supervisor()
+
+    @concurrent
+    async def helper():
+        await current_context().run(script.work, "helper")
+
+    @sequential
+    async def handler():
+        await helper()
+        await current_context().run(script.work, "route")
+        script.note("answer")
+
+    async def app(scope, receive, send):
+        await handler()
+        await answer(send, 200, b"")
+
+    async with supervisor:
+        await finish(DeferredMiddleware(app, supervisor))
+        await idle(supervisor)
+    assert script.noted.index("route") < script.noted.index("answer")
+    assert "helper" in script.noted
