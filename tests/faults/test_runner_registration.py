@@ -308,6 +308,7 @@ class TestMarks:
                 await outer(ctx)
         assert seen == ["concurrent", "sequential", "concurrent"]
 
+    @pytest.mark.parametrize("mark", [execution.sequential, execution.concurrent, execution.fire_and_forget])
     async def test_raising(self, mark):
         """S2: a marked function that raises leaves the mark of the one that called it."""
 
