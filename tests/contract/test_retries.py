@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deferred import (
@@ -243,6 +243,7 @@ async def test_every_kind_of_backoff_is_accepted(supervisor, options, waits):
     base=st.floats(1, 100),
     jitter=st.floats(0, 1),
 )
+@example(attempt=156, initial=1.1e-307, maximum=1000.0, base=98.0, jitter=0.0)
 def test_cap_and_jitter_hold(attempt, initial, maximum, base, jitter):
     """RT-22: no delay is negative, above the cap, or below the share that is not random."""
     retry = Retry(on=OSError, wait_initial=initial, wait_max=maximum, wait_exp_base=base, wait_jitter=jitter)
