@@ -134,6 +134,11 @@ class Slots:
                 self.queues.setdefault(id(task._unit), deque()).appendleft(task)
                 return
 
+    def clear(self) -> None:
+        """Forget who runs and who waits: they do so in another process."""
+        self.busy = 0
+        self.queues.clear()
+
     def drop(self) -> None:
         """Note that a task which waited was settled; let go of such tasks now and then."""
         self._dropped += 1

@@ -6,7 +6,6 @@ keeps it.
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 from collections.abc import Awaitable, Callable
@@ -140,13 +139,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def delay(self, attempt: int, _error: BaseException | None = None, /) -> float:
         """Return the seconds to wait after attempt number `attempt` (from 1) failed."""
-        backoff = min(self.wait_max, self.wait_initial)
-        if 0 < self.wait_initial < self.wait_max and self.wait_exp_base > 1:
-            # Steps until wait_max is reached: found by logarithm, so that no power overflows.
-            steps = (math.log(self.wait_max) - math.log(self.wait_initial)) / math.log(self.wait_exp_base)
-            backoff = self.wait_max
-            if attempt - 1 < steps:
-                backoff = min(backoff, self.wait_initial * self.wait_exp_base ** (attempt - 1))
+        try:
+            backoff = min(self.wait_max, self.wait_initial * self.wait_exp_base ** (attempt - 1))
+        except OverflowError:  # beyond what a float holds is beyond every bound
+            backoff = self.wait_max if self.wait_initial else 0.0
         return backoff * (1.0 - self.wait_jitter * random.random())  # noqa: S311  # jitter, no secret
 
 

@@ -42,9 +42,10 @@ class DeferredPlugin(InitPlugin):
 
     Example:
         >>> from litestar import Litestar, get
+        >>> from litestar.di import NamedDependency
         >>> from deferred import DeferredContext
         >>> @get("/")
-        ... async def index(ctx: DeferredContext) -> str:
+        ... async def index(ctx: NamedDependency[DeferredContext]) -> str:
         ...     ctx.defer(print, "after the answer")
         ...     return "now"
         >>> app = Litestar([index], plugins=[DeferredPlugin()])
