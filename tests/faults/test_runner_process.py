@@ -98,8 +98,10 @@ def test_the_end_of_asyncio_run():
 @pytest.mark.parametrize(
     "work",
     [
-        ("async def work():\n    while True:\n        try:\n            await asyncio.sleep(1000)\n"
-        "        except asyncio.CancelledError:\n            pass\n"),
+        (
+            "async def work():\n    while True:\n        try:\n            await asyncio.sleep(1000)\n"
+            "        except asyncio.CancelledError:\n            pass\n"
+        ),
         "def work():\n    threading.Event().wait()\n",
     ],
     ids=["ignores every cancel", "blocks its thread"],
