@@ -27,16 +27,16 @@ from tests.proof.clock import VirtualLoop
 from tests.proof.conftest import LONG
 
 ERRORS = [BoomError, ConnectionError, SystemExit, BareError, asyncio.CancelledError, GeneratorExit]
+ENDS = st.sampled_from([None, *ERRORS])
 RETRY = Retry(on=ConnectionError, wait_initial=1, wait_max=4, attempts=3)
-PASSIVE = {"reject", "discard"}
 
 
 class Work:
     """A piece of work that the machine holds by the hand."""
 
-    def __init__(self, *, early, ignores, children):
+    def __init__(self, *, error, early, ignores, children):
         self.gate = asyncio.Event()
-        self.error = None
+        self.error = error
         self.early, self.ignores, self.children = early, ignores, children
         self.running = 0
 
@@ -62,6 +62,7 @@ class Machine(RuleBasedStateMachine):
 
     contexts = Bundle("contexts")
     tasks = Bundle("tasks")
+    WAYS = ("all", "context", "close", "break off")
 
     @initialize(
         target=contexts,
@@ -126,37 +127,44 @@ class Machine(RuleBasedStateMachine):
         execution=st.sampled_from([None, *Execution]),
         name=st.sampled_from(["free", "limited"]),
         early=st.booleans(),
+        error=ENDS,
         ignores=st.integers(0, 3),
         children=st.integers(0, 2),
+        count=st.integers(1, 4),
         timeout=st.sampled_from([None, 3]),
-    )  # noqa: PLR0917  # what a rule draws
+    )  # what a rule draws
     def register(self, ctx, way, execution, **options):
         """Hand over a piece of work, whatever becomes of that."""
-        name, timeout, early = options.pop("name"), options.pop("timeout"), options.pop("early")
-        work = Work(early=early or execution is Execution.SEQUENTIAL, **options)
+        name, timeout = options.pop("name"), options.pop("timeout")
+        count, early = options.pop("count"), options.pop("early") or execution is Execution.SEQUENTIAL
         ctx.route = execution
         view = ctx.with_options(name=name, timeout=timeout)
+        items = []
+        if execution is Execution.SEQUENTIAL:
+            options["error"] = None  # it would be the caller's
+        for _ in range(count):
+            work = Work(early=early, **options)
+            try:
+                handle = self.do(self.hand_over, view, way, work, ctx)
+            except (TaskRejectedError, ContextClosedError):
+                continue
+            items.append((handle, work))
+        self.handles += items
+        self.works += [work for _, work in items]
+        return multiple(*items)
 
-        def register():
-            if way == "defer":
-                return view.defer(work, ctx)
-            if way == "wait_until":
-                return view.wait_until(work(ctx))
-            return view.run(work, ctx)
+    def hand_over(self, view, way, work, ctx):
+        """Register it, in this way."""
+        if way == "defer":
+            return view.defer(work, ctx)
+        return view.wait_until(work(ctx)) if way == "wait_until" else view.run(work, ctx)
 
-        try:
-            handle = self.do(register)
-        except (TaskRejectedError, ContextClosedError):
-            return multiple()
-        self.works.append(work)
-        self.handles.append((handle, work))
-        return handle, work
-
-    @rule(item=tasks, error=st.sampled_from([None, *ERRORS]), turns=st.integers(0, 5))
-    def finish(self, item, error, turns):
-        """Let a piece of work end like this."""
-        item[1].error = error
-        self.do(item[1].gate.set, turns=turns)
+    @rule(items=st.lists(tasks, min_size=1, max_size=4), error=ENDS, turns=st.integers(0, 5))
+    def finish(self, items, error, turns):
+        """Let pieces of work end like this."""
+        for _, work in items:
+            work.error = error
+            self.do(work.gate.set, turns=turns)
 
     @rule(item=tasks, turns=st.integers(0, 3))
     def cancel(self, item, turns):
@@ -176,37 +184,29 @@ class Machine(RuleBasedStateMachine):
         """Wait."""
         self.do(asyncio.sleep, seconds)
 
-    @rule(seconds=st.sampled_from([0, 2]))
-    def drain(self, seconds):
-        """Drain, for so long."""
-        report = self.do(self.supervisor.drain, seconds)
-        assert not self.supervisor._launcher.tasks
-        assert self.told.of(DrainFinished)[-1].report == report
+    @rule(ctx=contexts, how=st.sampled_from(WAYS), seconds=st.sampled_from([0, 2, 20]))
+    def drain(self, ctx, how, seconds):
+        """Wait for the end of it all, for so long, in one of four ways."""
+        if how == "all":
+            report = self.do(self.supervisor.drain, seconds)
+            assert not self.supervisor._launcher.tasks
+            assert self.told.of(DrainFinished)[-1].report == report
+        elif how == "context":
+            self.do(ctx.drained, seconds)
+            assert ctx.pending == 0
+        elif how == "close":
+            self.do(self.supervisor.close)
+            assert nothing_left(self.supervisor)
+            self.do(self.supervisor.open)
+        else:
+            self.do(self.break_off, seconds)
 
-    @rule(ctx=contexts, seconds=st.sampled_from([0, 2]))
-    def drain_context(self, ctx, seconds):
-        """Drain one context."""
-        self.do(ctx.drained, seconds)
-        assert ctx.pending == 0
-
-    @rule()
-    def close_and_reopen(self):
-        """Close the supervisor, and open it again."""
-        self.do(self.supervisor.close)
-        assert nothing_left(self.supervisor)
-        self.do(self.supervisor.open)
-
-    @rule(seconds=st.sampled_from([0, 1, 3]))
-    def break_off_a_drain(self, seconds):
+    async def break_off(self, seconds):
         """Cancel a drain in the middle."""
-
-        async def main():
-            draining = asyncio.ensure_future(self.supervisor.drain(5))
-            await asyncio.sleep(seconds)
-            draining.cancel()
-            await asyncio.wait([draining])
-
-        self.do(main)
+        draining = asyncio.ensure_future(self.supervisor.drain(5))
+        await asyncio.sleep(seconds)
+        draining.cancel()
+        await asyncio.wait([draining])
 
     # -- what must hold ----------------------------------------------------------------------
 
