@@ -11,7 +11,6 @@ from deferred import (
     EventLoopError,
     Supervisor,
     SupervisorClosedError,
-    TaskRejectedError,
     TaskState,
     current_context,
     defer,
@@ -175,32 +174,6 @@ class TestThreads:
         assert ended(supervisor) == len(accepted) + 1
         assert nothing_left(supervisor)
         assert ctx.pending == 0
-
-    async def test_registering_while_it_closes(self):
-        """S6, S7: the same while it closes: what was accepted has an end, and later calls are refused."""
-        accepted, refused = [], []
-
-        def hammer(supervisor):
-            while not refused:
-                try:
-                    with supervisor.context() as ctx:
-                        accepted.append(ctx.defer(fine))
-                except TaskRejectedError:
-                    continue  # the thread is faster than the loop, which the limit is for
-                except SupervisorClosedError as error:
-                    refused.append(error)
-
-        async with Supervisor(max_pending=1000, cancel_grace=0.1) as supervisor:
-            thread = threading.Thread(target=hammer, args=(supervisor,))
-            thread.start()
-            await until(lambda: len(accepted) > 20)
-            closing = asyncio.ensure_future(supervisor.drain(0))
-            await closing
-        await asyncio.to_thread(thread.join)
-        await turns(20)
-        assert refused
-        assert all(handle.done() for handle in accepted)
-        assert nothing_left(supervisor)
 
     async def test_shut_between_two_steps_of_a_thread(self, monkeypatch):
         """S7, S10: a thread whose registration crosses the closing is refused and leaves no place taken."""
