@@ -93,6 +93,12 @@ class TestCaps:
         with pytest.raises((TypeError, ValueError)):
             Supervisor(**{name: bad})
 
+    @pytest.mark.parametrize("bad", [3, ["x"], {"x": 3}, {3: Limit(running=1)}, {"x": None}])
+    async def test_bad_limits(self, bad):
+        """A58: limits that are no texts with a `Limit` each are refused."""
+        with pytest.raises((TypeError, ValueError)):
+            Supervisor(limits=bad)
+
     async def test_a_refused_coroutine_is_closed(self):
         """A36, A48: a coroutine that a limit refuses is closed, under every policy."""
         for overflow in ("reject", "wait", "discard"):
