@@ -70,9 +70,6 @@ class EvilText(str):
 
     __repr__ = __str__
 
-    def __format__(self, spec):
-        raise ValueError("no text")
-
 
 class OddText(str):
     """A text that is equal to nothing."""
