@@ -165,7 +165,6 @@ class TestCallables:
             lambda: None,
             lambda: "fine",
             lambda: EvilText("fine"),
-            lambda: [fine],
             lambda: Awaitable(),
             lambda: concurrent.futures.Future(),
         ],
