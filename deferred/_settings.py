@@ -41,7 +41,13 @@ def check_choice(value: str, choices: Any, what: str) -> str:
 
 
 def check_limits(limits: Mapping[str, Limit]) -> Mapping[str, Limit]:
+    if not isinstance(limits, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+        message = f"limits must map names to Limit(running=..., pending=...), not {limits!r}"
+        raise TypeError(message)
     for name, limit in limits.items():
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # as above
+            message = f"the names in limits must be texts, not {name!r}"
+            raise TypeError(message)
         if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
             message = f"limits[{name!r}] must be a Limit(running=..., pending=...), not {limit!r}"
             raise TypeError(message)

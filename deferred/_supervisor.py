@@ -123,7 +123,7 @@ class Supervisor:
             max_running=check_count(max_running, "max_running"),
             max_pending=check_count(max_pending, "max_pending"),
             max_per_context=check_count(max_per_context, "max_per_context"),
-            limits=check_limits(limits or {}),
+            limits=check_limits({} if limits is None else limits),
             overflow=check_choice(overflow, Overflow, "overflow"),
             out_of_scope=check_choice(out_of_scope, OutOfScope, "out_of_scope"),
             task_scope=None if task_scope is None else check_scope(task_scope),
