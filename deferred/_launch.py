@@ -13,6 +13,7 @@ import sys
 import weakref
 from asyncio import Future
 from asyncio import _get_running_loop as running_loop
+from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -90,7 +91,7 @@ class Launcher(Acceptance):
         self.watched = 0  # contexts that are being drained
         self.deadline: float | None = None
         self._pumping = False
-        self._released: list[UnitOfWork] = []
+        self._released: deque[UnitOfWork] = deque()
         self._releasing = False
         self.look()
 
@@ -162,26 +163,30 @@ class Launcher(Acceptance):
     def release(self, context: UnitOfWork, /) -> None:
         """Launch what has waited in `context`, from the next turn of the loop on."""
         self._released.append(context)
+        self._schedule_release()
+
+    def _schedule_release(self) -> None:
         if not self._releasing and self.loop is not None and not self.loop.is_closed():
             self._releasing = True
             self.loop.call_soon(self._launch_released)
 
-    def _launch_released(self) -> None:
+    def _launch_released(self) -> None:  # noqa: C901  # the hot path: no calls
         """Launch a batch of what has waited in closed contexts, in order."""
         self._releasing = False
-        contexts, self._released = self._released, []
+        released = self._released
         slots, options = self.slots, self.options
         loop: Any = self.loop
         room = _BATCH
         direct = _EAGER and self.plain and self.deadline is None and not slots.named and loop.get_task_factory() is None
-        for context in contexts:
-            batch, context._waiting = context._waiting, None
-            if batch is None:
-                continue
+        for _ in range(len(released)):  # those released meanwhile have the next turn
+            if room <= 0:
+                break
+            context = released.popleft()
+            batch = context._waiting or ()
+            context._waiting = None
             if len(batch) > room:
-                context._waiting = batch[room:]
-                self.release(context)
-                del batch[room:]
+                batch, context._waiting = _split(batch, room)
+                released.appendleft(context)
             room -= len(batch)
             for task in batch:
                 if task._outcome is not None:
@@ -206,6 +211,9 @@ class Launcher(Acceptance):
                             self._keep(task, runner)
                 else:
                     self._launch_decided(task, context)
+
+        if released:
+            self._schedule_release()
 
     def _launch_decided(self, task: TaskHandle[Any], context: UnitOfWork) -> None:
         decision = context.decide(task)
@@ -421,6 +429,12 @@ class Launcher(Acceptance):
         await self.hooks.finish(self.grace)
         report = drain.report()
         return DrainReport(context._finished, context._failed, report.cancelled, report.abandoned)
+
+
+def _split(waiting: Any, room: int) -> tuple[list[TaskHandle[Any]], deque[TaskHandle[Any]]]:
+    """Take a batch off what waits, in time that depends on the batch alone from the second time on."""
+    rest: deque[TaskHandle[Any]] = waiting if type(waiting) is deque else deque(waiting)  # pyright: ignore[reportUnknownVariableType]  # of tasks, both
+    return [rest.popleft() for _ in range(room)], rest
 
 
 def _notify(waiters: list[Future[None]]) -> None:

@@ -125,7 +125,9 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
     _pending: int = 0  # its unsettled tasks; touched on the event loop only
     _sent: int = 0  # tasks that threads have registered; touched under the host's lock only
     _arrived: int = 0  # those of them that the event loop has counted
-    _waiting: list[TaskHandle[Any]] | None = None  # for the response to be out
+    # Tasks for the response to be out: a list, or the deque of its rest. Any, because Litestar has
+    # msgspec read these annotations, and it takes no union of the two.
+    _waiting: Any = None
     _held: list[TaskHandle[Any]] | None = None  # for the outcome to be known
     _on_error: tuple[ErrorHook, ...] = ()
     _drains: tuple[Drain, ...] = ()
