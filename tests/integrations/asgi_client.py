@@ -15,6 +15,7 @@ from typing import Any, Self
 
 Message = dict[str, Any]
 TIMEOUT = 20  # seconds, for a test that hangs
+_LAST = {"http.response.body", "websocket.http.response.body", "websocket.close"}
 
 
 def turn() -> int:
@@ -88,7 +89,7 @@ class Exchange:
         """Give the app what the client has sent; once that is all, wait for it to leave."""
         while not self._incoming and not self._left.is_set():
             self._news.clear()
-            if self.complete and self.scope["type"] == "http":
+            if self.complete:
                 break
             await self._news.wait()
         if self._incoming and not self._left.is_set():
@@ -115,11 +116,9 @@ class Exchange:
 
     @property
     def complete(self) -> bool:
-        """Whether the response is fully sent."""
+        """Whether the response is fully sent, or the websocket closed by the app."""
         last = self.sent[-1] if self.sent else {"type": ""}
-        return last["type"] in {"http.response.body", "websocket.http.response.body"} and not last.get(
-            "more_body", False
-        )
+        return last["type"] in _LAST and not last.get("more_body", False)
 
     # -- the client's side ---------------------------------------------------------------------
 

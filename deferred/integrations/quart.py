@@ -1,0 +1,88 @@
+"""Quart: an extension that gives each request a context and drains at shutdown.
+
+Works with Quart 0.19.9 and newer. It wraps ``app.asgi_app``, as Quart wants middleware to be
+put on, so the app stays a `Quart` for its command line, its test client and ``app.run()``;
+the drain comes before ``after_serving`` functions and ``while_serving`` generators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Quart, Response, got_websocket_exception
+
+from deferred._supervisor import Supervisor
+from deferred._task import current_unit
+from deferred.exceptions import TaskRejectedError
+from deferred.integrations import asgi
+
+__all__ = ["DeferredQuart", "deferred_from"]
+
+deferred_from = asgi.deferred_from
+
+_EXTENSION = "deferred"
+_SERVER_ERROR = 500
+
+
+class DeferredQuart:
+    """The Quart extension; lives as long as the app.
+
+    Handlers find their context by ``deferred_from(request)`` (or ``websocket``), or use
+    `deferred.defer` right away. A handler whose work is rejected by a limit is answered with
+    503 and ``Retry-After``, unless the app has an error handler of its own for that.
+
+    Args:
+        app: The app, or None to call `init_app` later.
+        supervisor: The owner of the work; one with default settings when None.
+
+    Example:
+        >>> from quart import Quart
+        >>> from deferred import defer
+        >>> app = Quart(__name__)
+        >>> background = DeferredQuart(app)
+        >>> @app.get("/")
+        ... async def index():
+        ...     defer(print, "after the answer")
+        ...     return "now"
+    """
+
+    def __init__(self, app: Quart | None = None, supervisor: Supervisor | None = None) -> None:
+        self.supervisor = supervisor if supervisor is not None else Supervisor()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Quart) -> None:
+        """Put the extension on `app`; once, however often it is called.
+
+        Raises:
+            ValueError: The app has the extension already, with another supervisor.
+        """
+        installed: DeferredQuart | None = app.extensions.get(_EXTENSION)
+        if installed is not None:
+            if installed.supervisor is not self.supervisor:
+                message = (
+                    f"{app.name!r} has a DeferredQuart already, with another supervisor: "
+                    'use that one, `app.extensions["deferred"].supervisor`'
+                )
+                raise ValueError(message)
+            return
+        app.extensions[_EXTENSION] = self
+        asgi_app: Any = app  # Quart speaks ASGI in the types of a server
+        asgi_app.asgi_app = asgi.DeferredMiddleware(asgi_app.asgi_app, self.supervisor)
+        answers = app.error_handler_spec[None][None]
+        answers.setdefault(TaskRejectedError, _answer_rejection)
+        got_websocket_exception.connect(_note_failure, app)
+
+
+async def _answer_rejection(error: TaskRejectedError) -> Response:
+    headers = {"Retry-After": str(max(1, round(error.retry_after)))}
+    return Response(
+        "the service is overloaded, try again later", 503, headers, content_type="text/plain; charset=utf-8"
+    )
+
+
+async def _note_failure(_app: Quart, **_details: Any) -> None:
+    # Quart closes the websocket of a handler that raised with 1000, as if all had been well.
+    context: Any = current_unit.get(None)
+    if context is not None:
+        context.status = _SERVER_ERROR
