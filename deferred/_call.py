@@ -132,9 +132,15 @@ def name_of(work: Any) -> str:  # names anything
     return "".join([name]).replace("<locals>.", "")  # noqa: FLY002  # a format would call what a subclass defines
 
 
-def site_of(code: CodeType | None, line: int) -> str:
-    """Return ``file:line`` of the place that registered a task."""
-    return f"{code.co_filename}:{line}" if code is not None else "unknown"
+def site_of(code: CodeType | None, instruction: int) -> str:
+    """Return ``file:line`` of the place that registered a task: an instruction of some code.
+
+    The line of a frame is found by a walk through a table; this leaves it to whoever asks.
+    """
+    if code is None:
+        return "unknown"
+    line = next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
+    return f"{code.co_filename}:{line or code.co_firstlineno}"
 
 
 def _article(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from sys import _getframe
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
@@ -14,7 +15,8 @@ from msgspec import UNSET, UnsetType
 from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
 from deferred._events import DrainReport, Execution, StepFinished, TaskDeferred
 from deferred._retry import RetryPolicy
-from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions
+from deferred._stores import fast_stores
+from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit
 from deferred._unit import UnitOfWork
 
 __all__ = ["DeferredContext", "once_only"]
@@ -25,6 +27,7 @@ T = TypeVar("T")
 _NO_STEP: AbstractContextManager[None] = nullcontext()
 
 
+@fast_stores
 class DeferredContext(UnitOfWork, eq=False):
     """What one unit of work (request, websocket, message, plain call) may defer to.
 
@@ -71,7 +74,11 @@ class DeferredContext(UnitOfWork, eq=False):
             TaskRejectedError: A limit is reached and the policy is not ``"discard"``.
             EventLoopError: No asyncio loop runs, or it is another one than the supervisor's.
         """
-        return (self._root or self)._register(func, args, kwargs, self._options, _getframe(1))
+        root = self._root or self
+        variables = copy_context()
+        if current_unit.get(None) is not root:
+            variables.run(current_unit.set, root)
+        return root._register(func, args, kwargs, self._options, variables, _getframe(1))
 
     def wait_until(self, awaitable: Awaitable[T], /) -> TaskHandle[T]:
         """Start `awaitable` now and keep it alive after the response.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from sys import _getframe
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -64,7 +65,7 @@ def defer(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[
     context = current_unit.get(None)
     if context is not None:
         root: Any = context  # contexts alone are ever put there
-        return root._register(func, args, kwargs, root._options, _getframe(1))  # type: ignore[no-any-return]  # as above
+        return root._register(func, args, kwargs, root._options, copy_context(), _getframe(1))  # type: ignore[no-any-return]  # as above
     return _register(check_callable(func), func, args, kwargs, _getframe(1), Execution.DEFERRED)
 
 

@@ -26,6 +26,7 @@ from deferred._adapters import adapted
 from deferred._call import Kind, name_of, site_of
 from deferred._events import Event, Execution, Outcome, TaskFailed, TaskState
 from deferred._retry import RetryPolicy, seconds
+from deferred._stores import fast_stores
 from deferred.exceptions import TaskUnfinishedError
 
 __all__ = [
@@ -184,6 +185,7 @@ def check_functions(functions: Any, what: str) -> tuple[Any, ...]:  # being chec
     return known
 
 
+@fast_stores
 class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     """One deferred piece of work. Lives from registration until nobody holds it.
 
@@ -209,11 +211,11 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     _options: TaskOptions
     _unit: Unit
     _vars: Context | None
-    _code: CodeType | None
-    _line: int
+    _code: CodeType | None  # of the function that registered it
+    _instruction: int  # and the place in there
     _created: float
-    _execution: Execution
     _tracked: bool = False  # whether a drain waits for it
+    _execution: Execution = Execution.DEFERRED
     _id: str | None = None
     _attempts: int = 0
     _outcome: Outcome | None = None
@@ -283,7 +285,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     @property
     def site(self) -> str:
         """The ``file:line`` that registered it."""
-        return site_of(self._code, self._line)
+        return site_of(self._code, self._instruction)
 
     @property
     def retry(self) -> RetryPolicy | None:

@@ -17,7 +17,7 @@ import threading
 from asyncio import AbstractEventLoop, Future
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from inspect import CO_COROUTINE
 from types import FrameType, FunctionType
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from deferred._call import Kind, check_callable, close_refused, name_of
 from deferred._drain import Drain
 from deferred._events import ContextClosed, ContextSettled, DrainReport, Execution, Outcome, TaskDeferred
 from deferred._hooks import Hooks
+from deferred._stores import fast_stores
 from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions, current_unit, new_id, running_task
 from deferred.exceptions import ContextClosedError
 
@@ -114,6 +115,7 @@ hosts: list[Callable[[], Host | None]] = []
 """The supervisors that `deferred.defer` may turn to outside any context; the one opened last at the end."""
 
 
+@fast_stores
 class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
     """The part of a context that handlers do not see. Lives as long as the context."""
 
@@ -244,7 +246,13 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
     # -- registration -----------------------------------------------------------------------
 
     def _register(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, frame: FrameType
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+        variables: Context,
+        frame: FrameType,
     ) -> TaskHandle[Any]:
         """Accept a function: the short way, on the loop and far from every limit."""
         host = self._host
@@ -258,9 +266,6 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
         ):
             kind = check_callable(func)
             return self._register_slowly(kind, func, args, kwargs, options, frame, _DEFERRED)
-        variables = copy_context()
-        if current_unit.get(None) is not self:
-            variables.run(current_unit.set, self)
         if running_task.get(None) is not None:
             variables.run(running_task.set, None)  # this code runs in a task, but not the same
         task: TaskHandle[Any] = TaskHandle(
@@ -272,9 +277,8 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
             self,
             variables,
             frame.f_code,
-            frame.f_lineno,
+            frame.f_lasti,
             host.now(),
-            _DEFERRED,
             True,
         )
         if args or kwargs:
@@ -308,7 +312,7 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
             variables.run(running_task.set, None)  # this code runs in a task, but not the same
         now = self._host.now()
         return TaskHandle(
-            kind, work, args, kwargs, options, self, variables, frame.f_code, frame.f_lineno, now, execution
+            kind, work, args, kwargs, options, self, variables, frame.f_code, frame.f_lasti, now, False, execution
         )
 
     def _register_slowly(

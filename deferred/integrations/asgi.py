@@ -12,13 +12,13 @@ from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-import msgspec
-
 from deferred._context import DeferredContext
 from deferred._current import current_context
+from deferred._stores import fast_stores
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
-from deferred.exceptions import NoCurrentContextError, TaskRejectedError
+from deferred.exceptions import NoCurrentContextError
+from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
 
 __all__ = ["ASGIApp", "DeferredMiddleware", "Message", "Receive", "Scope", "Send", "deferred_from"]
 
@@ -100,7 +100,7 @@ class DeferredMiddleware:
         self._stays = lifetime == "request"
         self._launcher = self.supervisor._launcher
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901  # the hot path: no calls
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or KEY in scope:  # noqa: PLR1714  # no set, no hashing: the hot path
@@ -109,32 +109,29 @@ class DeferredMiddleware:
         launcher = self._launcher
         if launcher.lazy:
             launcher.seen = running_loop()  # bound by the first registration, if there is one
-        context = DeferredContext(launcher, launcher.options, _label, scope)
-        hooks = launcher.hooks
-        if hooks.opened:
-            launcher.tell_opened(context)
-        exchange = Exchange(context, receive, send)
-        scope[KEY] = context
-        token = current_unit.set(context)
+        exchange = Exchange(launcher, launcher.options, _label, scope)
+        exchange._receive = receive
+        exchange._send = send
+        if launcher.hooks.opened:
+            launcher.tell_opened(exchange)
+        scope[KEY] = exchange
+        token = current_unit.set(exchange)
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
             answered = await exchange.absorb(error, scope)
             if self._stays:
-                await context.drained()
+                await exchange.drained()
             if not answered:
                 raise
         else:
-            if context._decided and not hooks.settled and context._held is None:
-                context._ended = True  # what finish() does, in most cases
-            else:
-                exchange.finish(scope)
+            exchange.finish(scope)
         finally:
             current_unit.reset(token)
             if KEY in scope:  # unless the app has cleared it
                 del scope[KEY]  # the scope must not hold what holds the scope
         if self._stays:
-            await context.drained()
+            await exchange.drained()
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is no request, or one that has a context already."""
@@ -156,44 +153,61 @@ class DeferredMiddleware:
             scope[KEY] = outer
 
 
-class Exchange(msgspec.Struct, eq=False):
-    """The two channels of one request or websocket, watched for the end. Lives as long as the app call."""
+async def _http_is_over() -> Message:
+    return {"type": "http.disconnect"}
 
-    _context: DeferredContext
-    _receive: Receive
-    _send: Send
+
+async def _websocket_is_over() -> Message:
+    return {"type": "websocket.disconnect", "code": 1005}
+
+
+async def _too_late(message: Message) -> None:
+    text = f"the app has sent {message['type']!r} after its call had returned: the request is over"
+    raise RuntimeError(text)
+
+
+@fast_stores
+class Exchange(DeferredContext, eq=False):
+    """The context of one request or websocket, which watches its two channels for the end.
+
+    One object for both, because each costs. Lives as long as its context; the server's ends
+    of the channels only as long as the app call.
+    """
+
+    _receive: Any = None
+    _send: Any = None
     _trailing: bool = False  # whether trailers follow the body
 
     async def receive(self) -> Message:
         """Receive for the app; note when the client is gone."""
         message = await self._receive()
-        if message["type"] in _GONE and not self._context._closed:
-            self._context.close(decided=False)
+        if message["type"] in _GONE and not self._closed:
+            self.close(decided=False)
         return message
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Send for the app; note the status, and when the last part is out."""
         kind = message["type"]
-        context = self._context
+        if kind == "http.response.body":
+            if message.get("more_body", False) or self._trailing:
+                return self._send(message)
+            return self._send_last(message)
         if kind == "http.response.start":
-            context._status = message.get("status")
+            self._status = message.get("status")
             if "trailers" in message:
                 self._trailing = message["trailers"]
-            await self._send(message)
-            return
+            return self._send(message)
+        return self._send_last(message) if self._is_last(kind, message) else self._send(message)
+
+    async def _send_last(self, message: Message) -> None:
         await self._send(message)
-        if (
-            not message.get("more_body", False) and not self._trailing
-            if kind == "http.response.body"
-            else self._is_last(kind, message)
-        ):
-            if context._waiting is None and not context._closed and not context._host.hooks.closed:
-                context._closed = context._decided = True  # what close() does, in most cases
-            else:
-                context.close()
+        if self._waiting is None and not self._closed and not self._host.hooks.closed:
+            self._closed = self._decided = True  # what close() does, in most cases
+        else:
+            self.close()
 
     def _is_last(self, kind: str, message: Message) -> bool:
-        """Say whether a message that is no plain body was the last part; note what else it tells."""
+        """Say whether a message that is no plain body is the last part; note what else it tells."""
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         if kind in _SHORTCUTS:
@@ -201,45 +215,50 @@ class Exchange(msgspec.Struct, eq=False):
         if kind == "websocket.http.response.body":
             return not message.get("more_body", False)
         if kind == "websocket.http.response.start":
-            self._context._status = message.get("status")
+            self._status = message.get("status")
         elif kind == "websocket.accept":
-            self._context._status = 101
+            self._status = 101
         elif kind == "websocket.close":
-            if self._context._status is None:
-                self._context._status = 403  # what a server answers when a handshake is refused
-            elif not self._context._closed and message.get("code", 1000) not in _GOOD_CLOSES:
-                self._context._status = 500  # what frameworks make of an exception: 1011, 4500
+            if self._status is None:
+                self._status = 403  # what a server answers when a handshake is refused
+            elif not self._closed and message.get("code", 1000) not in _GOOD_CLOSES:
+                self._status = 500  # what frameworks make of an exception: 1011, 4500
             return True
         return False
 
     def finish(self, scope: Scope) -> None:
         """End the context: the app call is over."""
-        if self._context._status is None and scope["type"] == "http":
-            self._context._status = 500  # what every server answers for an app that sent nothing
-        self._context.end()
+        if self._decided and self._held is None and not self._host.hooks.settled:
+            self._ended = True  # what end() does, in most cases
+        else:
+            if self._status is None and scope["type"] == "http":
+                self._status = 500  # what every server answers for an app that sent nothing
+            self.end()
+        if self._pending:  # its tasks hold it, and it must not hold the connection
+            self._receive = _http_is_over if scope["type"] == "http" else _websocket_is_over
+            self._send = _too_late
 
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
         """End the context with `error`; answer a rejection with 503 and say True, else leave it to the server."""
-        context = self._context
-        if context._error is None and not context._decided:
-            context._error = error
-        if not isinstance(error, TaskRejectedError) or context._status is not None or scope["type"] != "http":
+        if self._error is None and not self._decided:
+            self._error = error
+        rejection = rejection_in(error)
+        if rejection is None or self._status is not None or scope["type"] != "http":
             self.finish(scope)
             return False
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(_OVERLOADED)).encode()),
-            (b"retry-after", str(max(1, round(error.retry_after))).encode()),
+            (b"content-length", str(len(OVERLOADED)).encode()),
+            (b"retry-after", retry_after(rejection).encode()),
         ]
         try:
             await self.send({"type": "http.response.start", "status": 503, "headers": headers})
-            await self.send({"type": "http.response.body", "body": _OVERLOADED})
+            await self.send({"type": "http.response.body", "body": OVERLOADED.encode()})
         finally:
             self.finish(scope)
         return True
 
 
-_OVERLOADED = b"the service is overloaded, try again later"
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 _GOOD_CLOSES = frozenset({1000, 1001})
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})

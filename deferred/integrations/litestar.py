@@ -23,6 +23,7 @@ from deferred._context import DeferredContext
 from deferred._supervisor import Supervisor
 from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
+from deferred.integrations._rejection import OVERLOADED, retry_after
 
 __all__ = ["DeferredPlugin", "deferred_from"]
 
@@ -93,8 +94,8 @@ def _provide_context(scope: Scope) -> DeferredContext:
 
 def _answer_rejection(_request: Request[Any, Any, Any], error: TaskRejectedError) -> Response[str]:
     return Response(
-        "the service is overloaded, try again later",
+        OVERLOADED,
         status_code=503,
         media_type=MediaType.TEXT,
-        headers={"Retry-After": str(max(1, round(error.retry_after)))},
+        headers={"Retry-After": retry_after(error)},
     )
