@@ -15,11 +15,11 @@ from msgspec import UNSET, UnsetType
 from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
 from deferred._events import DrainReport, Execution, StepFinished, TaskDeferred
 from deferred._retry import RetryPolicy
-from deferred._stores import fast_stores
+from deferred._stores import stored
 from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit
 from deferred._unit import UnitOfWork
 
-__all__ = ["DeferredContext", "once_only"]
+__all__ = ["DeferredContext", "make_context", "once_only"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,8 +27,7 @@ T = TypeVar("T")
 _NO_STEP: AbstractContextManager[None] = nullcontext()
 
 
-@fast_stores
-class DeferredContext(UnitOfWork, eq=False):
+class DeferredContext(UnitOfWork):
     """What one unit of work (request, websocket, message, plain call) may defer to.
 
     It lives as long as its unit of work, and until the last of its tasks has settled.
@@ -51,6 +50,8 @@ class DeferredContext(UnitOfWork, eq=False):
         >>> asyncio.run(main())
         ['answer', 'after the answer']
     """
+
+    __slots__ = ()
 
     @overload
     def defer(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
@@ -169,7 +170,7 @@ class DeferredContext(UnitOfWork, eq=False):
             name=name, retry=retry, timeout=timeout, when=when, middleware=middleware, on_error=on_error
         )
         root = self._root or self
-        return DeferredContext(root._host, options, None, None, root)
+        return make_context(root._host, options, None, None, root)
 
     def on_error(self, hook: ErrorHook) -> ErrorHook:
         """Tell `hook` of every final failure of this context's tasks; also a decorator.
@@ -202,6 +203,10 @@ class DeferredContext(UnitOfWork, eq=False):
         """
         root = self._root or self
         return await root._host.drain_context(root, timeout)
+
+
+make_context = stored(DeferredContext)
+"""Make a context: of a host, options, what describes its subject, the subject, its root."""
 
 
 class _Step:

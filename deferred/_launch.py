@@ -20,7 +20,7 @@ from typing import Any
 
 from deferred._accept import Acceptance
 from deferred._call import Kind, claimed, close_refused
-from deferred._context import DeferredContext
+from deferred._context import DeferredContext, make_context
 from deferred._drain import Drain
 from deferred._events import (
     ContextOpened,
@@ -137,7 +137,8 @@ class Launcher(Acceptance):
     def ambient(self) -> UnitOfWork:
         """The context of work that belongs to no unit of work: always closed, never ended."""
         if self._ambient is None:
-            self._ambient = DeferredContext(self, self.options, None, "background", _closed=True, _decided=True)
+            self._ambient = make_context(self, self.options, None, "background")
+            self._ambient._closed = self._ambient._decided = True
         return self._ambient
 
     def open(self, describe: Callable[[Any], str] | None, subject: Any) -> DeferredContext:
@@ -145,7 +146,7 @@ class Launcher(Acceptance):
         loop = running_loop()
         if loop is not self.loop:
             self.seen = loop  # bound by the first registration, if there is one
-        context = DeferredContext(self, self.options, describe, subject)
+        context = make_context(self, self.options, describe, subject)
         if self.hooks.opened:
             self.tell_opened(context)
         return context

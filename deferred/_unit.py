@@ -16,20 +16,18 @@ from __future__ import annotations
 import threading
 from asyncio import AbstractEventLoop, Future
 from asyncio import _get_running_loop as running_loop
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from inspect import CO_COROUTINE
 from types import FrameType, FunctionType
 from typing import Any, Protocol
 
-import msgspec
-
 from deferred._arguments import ArgumentCheck
 from deferred._call import Kind, check_callable, close_refused, name_of
 from deferred._drain import Drain
 from deferred._events import ContextClosed, ContextSettled, DrainReport, Execution, Outcome, TaskDeferred
 from deferred._hooks import Hooks
-from deferred._stores import fast_stores
 from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions, current_unit, new_id, running_task
 from deferred.exceptions import ContextClosedError
 
@@ -115,9 +113,13 @@ hosts: list[Callable[[], Host | None]] = []
 """The supervisors that `deferred.defer` may turn to outside any context; the one opened last at the end."""
 
 
-@fast_stores
-class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
-    """The part of a context that handlers do not see. Lives as long as the context."""
+class UnitOfWork:
+    """The part of a context that handlers do not see. Lives as long as the context.
+
+    It only declares its fields: `stored` makes the class that has them.
+    """
+
+    __slots__ = ()
 
     _host: Host
     _options: TaskOptions
@@ -127,9 +129,7 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
     _pending: int = 0  # its unsettled tasks; touched on the event loop only
     _sent: int = 0  # tasks that threads have registered; touched under the host's lock only
     _arrived: int = 0  # those of them that the event loop has counted
-    # Tasks for the response to be out: a list, or the deque of its rest. Any, because Litestar has
-    # msgspec read these annotations, and it takes no union of the two.
-    _waiting: Any = None
+    _waiting: list[TaskHandle[Any]] | deque[TaskHandle[Any]] | None = None  # for the response to be out
     _held: list[TaskHandle[Any]] | None = None  # for the outcome to be known
     _on_error: tuple[ErrorHook, ...] = ()
     _drains: tuple[Drain, ...] = ()
@@ -143,6 +143,10 @@ class UnitOfWork(msgspec.Struct, eq=False, weakref=True):
     _after_end: int = 0
     _id: str | None = None
     route: Execution | None = None
+
+    def __repr__(self) -> str:
+        """Show what it is, never the request it belongs to."""
+        return f"<{type(self).__name__} {self.label!r} id={self.id} pending={self.pending}>"
 
     # -- what it is ---------------------------------------------------------------------
 

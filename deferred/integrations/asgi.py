@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from deferred._context import DeferredContext
 from deferred._current import current_context
-from deferred._stores import fast_stores
+from deferred._stores import stored
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError
@@ -109,9 +109,7 @@ class DeferredMiddleware:
         launcher = self._launcher
         if launcher.lazy:
             launcher.seen = running_loop()  # bound by the first registration, if there is one
-        exchange = Exchange(launcher, launcher.options, _label, scope)
-        exchange._receive = receive
-        exchange._send = send
+        exchange = make_exchange(launcher, launcher.options, receive, send, _label, scope)
         if launcher.hooks.opened:
             launcher.tell_opened(exchange)
         scope[KEY] = exchange
@@ -166,16 +164,17 @@ async def _too_late(message: Message) -> None:
     raise RuntimeError(text)
 
 
-@fast_stores
-class Exchange(DeferredContext, eq=False):
+class Exchange(DeferredContext):
     """The context of one request or websocket, which watches its two channels for the end.
 
     One object for both, because each costs. Lives as long as its context; the server's ends
     of the channels only as long as the app call.
     """
 
-    _receive: Any = None
-    _send: Any = None
+    __slots__ = ()
+
+    _receive: Receive
+    _send: Send
     _trailing: bool = False  # whether trailers follow the body
 
     async def receive(self) -> Message:
@@ -259,6 +258,7 @@ class Exchange(DeferredContext, eq=False):
         return True
 
 
+make_exchange = stored(Exchange)
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 _GOOD_CLOSES = frozenset({1000, 1001})
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
