@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
 from deferred._events import DrainReport, Execution, StepFinished, TaskDeferred
 from deferred._retry import RetryPolicy
-from deferred._stores import stored
+from deferred._stores import STORED, stored
 from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit
 from deferred._unit import UnitOfWork
 
@@ -51,7 +51,7 @@ class DeferredContext(UnitOfWork):
         ['answer', 'after the answer']
     """
 
-    __slots__ = ()
+    __slots__ = STORED
 
     @overload
     def defer(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...

@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["fast_stores", "stored"]
+__all__ = ["STORED", "fast_stores", "stored"]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=type[msgspec.Struct])
+
+STORED: tuple[str, ...] = ()
+"""The ``__slots__`` of a class whose fields are in the Struct that `stored` makes of it."""
 
 
 def fast_stores(struct: S) -> S:
@@ -31,8 +34,8 @@ def fast_stores(struct: S) -> S:
         [2]
     """
     # Both share one slot of the type: it is the plain one only if both are.
-    struct.__setattr__ = object.__setattr__  # type: ignore[method-assign, assignment]  # the point of it
-    struct.__delattr__ = object.__delattr__  # type: ignore[method-assign, assignment]  # same
+    struct.__setattr__ = object.__setattr__  # type: ignore[method-assign]  # the point of it
+    struct.__delattr__ = object.__delattr__  # type: ignore[method-assign]  # same
     return struct
 
 
@@ -43,11 +46,11 @@ def stored(face: type[T]) -> Callable[..., T]:
     msgspec) takes any instance of a plain class, but of a Struct no subclass.
 
     Args:
-        face: A class with ``__slots__ = ()``; fields without a default come first.
+        face: A class with ``__slots__ = STORED``; fields without a default come first.
 
     Example:
         >>> class Point:
-        ...     __slots__ = ()
+        ...     __slots__ = STORED
         ...     x: int
         ...     y: int = 0
         >>> make = stored(Point)

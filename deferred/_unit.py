@@ -28,6 +28,7 @@ from deferred._call import Kind, check_callable, close_refused, name_of
 from deferred._drain import Drain
 from deferred._events import ContextClosed, ContextSettled, DrainReport, Execution, Outcome, TaskDeferred
 from deferred._hooks import Hooks
+from deferred._stores import STORED
 from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions, current_unit, new_id, running_task
 from deferred.exceptions import ContextClosedError
 
@@ -119,7 +120,7 @@ class UnitOfWork:
     It only declares its fields: `stored` makes the class that has them.
     """
 
-    __slots__ = ()
+    __slots__ = STORED
 
     _host: Host
     _options: TaskOptions

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from deferred._context import DeferredContext
 from deferred._current import current_context
-from deferred._stores import stored
+from deferred._stores import STORED, stored
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError
@@ -171,7 +171,7 @@ class Exchange(DeferredContext):
     of the channels only as long as the app call.
     """
 
-    __slots__ = ()
+    __slots__ = STORED
 
     _receive: Receive
     _send: Send
