@@ -17,7 +17,7 @@ def rejection_in(error: BaseException) -> TaskRejectedError | None:
             other error in it, the group is no rejection.
     """
     if isinstance(error, BaseExceptionGroup):
-        members: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownVariableType]  # of anything
+        members: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # of anything
         rejections = [rejection_in(member) for member in members]
         return None if None in rejections else rejections[0]
     return error if isinstance(error, TaskRejectedError) else None
