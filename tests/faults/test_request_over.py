@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from deferred import DeferredContext, Supervisor, defer
+from deferred import DeferredContext, Supervisor, TaskRejectedError, defer
 from deferred.integrations.asgi import DeferredMiddleware
 
 HTTP = {"type": "http", "method": "GET", "path": "/", "headers": []}
@@ -56,7 +56,7 @@ async def test_a_rejection_beside_another_error():
             defer(nothing)
             try:
                 defer(nothing)
-            except Exception as error:
+            except TaskRejectedError as error:
                 raise ExceptionGroup("both", [error, ExceptionGroup("deep", [ValueError()])]) from None
 
     async with Supervisor(max_per_context=1) as supervisor:
