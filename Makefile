@@ -121,6 +121,17 @@ types: $(VENV)/.dev-stamp ## check types: mypy and pyright, both strict
 bench: $(VENV)/.dev-stamp ## run the benchmarks (ARGS="-k defer")
 	@exec $(PY) -m pytest benchmarks --benchmark-enable $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/.dev-stamp ## build the documentation's site, strictly, into build/site
+	@mkdir -p build
+	@$(PY) -m towncrier build --draft --version Unreleased --date "not yet" >build/unreleased.md 2>build/towncrier.log \
+		|| { cat build/towncrier.log >&2; exit 1; }
+	@$(VENV)/bin/zensical build --strict --clean
+
+.PHONY: docs-serve
+docs-serve: $(VENV)/.dev-stamp docs ## serve the site while it is written
+	@exec $(VENV)/bin/zensical serve
+
 .PHONY: test-all
 test-all: ## run the test suite on every Python found of 3.11, 3.12 and 3.13
 	@ran=; failed=; \
@@ -140,7 +151,7 @@ print-python: ## print the Python that the environment would be made with
 
 .PHONY: clean
 clean: ## remove the environments, caches and build results
-	rm -rf .venv .venv.lock .venv-* .benchmarks .coverage .coverage.* .hypothesis .import_linter_cache \
+	rm -rf .venv .venv.lock .venv-* .benchmarks .cache .coverage .coverage.* .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache build dist htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

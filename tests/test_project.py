@@ -22,6 +22,7 @@ FILES = (
     "Makefile",
     "README.md",
     "pyproject.toml",
+    "zensical.toml",
 )
 TARGETS = (
     "run",
@@ -31,6 +32,8 @@ TARGETS = (
     "format",
     "types",
     "bench",
+    "docs",
+    "docs-serve",
     "test-all",
     "print-python",
     "clean",
