@@ -145,6 +145,14 @@ test-all: ## run the test suite on every Python found of 3.11, 3.12 and 3.13
 	[ -z "$$failed" ] || { echo "Failed on:$$failed" >&2; exit 1; }; \
 	echo "Passed on:$$ran"
 
+CORE = $(wildcard tests/contract tests/faults tests/integrations tests/proof tests/unit)
+
+.PHONY: test-oldest
+test-oldest: ## run the core's tests on Python 3.11, where one is found
+	@want=311; $(SEARCH); [ -n "$$found" ] || { echo "Python 3.11: not found, skipped"; exit 0; }; \
+	echo "== Python 3.11: $$found"; \
+	exec $(MAKE) --no-print-directory test VENV=.venv-3.11 PYTHON="$$found" ARGS="$(CORE) $(ARGS)"
+
 .PHONY: print-python
 print-python: ## print the Python that the environment would be made with
 	@$(FIND); echo "$$found"
