@@ -153,6 +153,23 @@ test-oldest: ## run the core's tests on Python 3.11, where one is found
 	echo "== Python 3.11: $$found"; \
 	exec $(MAKE) --no-print-directory test VENV=.venv-3.11 PYTHON="$$found" ARGS="$(CORE) $(ARGS)"
 
+.PHONY: coverage
+coverage: $(VENV)/.dev-stamp ## measure the branches of the core and of its tests; fails below 100%
+	@$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest -q $(CORE) $(ARGS)
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage report
+
+# Each round has a seed of its own, which `make test ARGS=--randomly-seed=...` repeats.
+.PHONY: random
+random: $(VENV)/.dev-stamp ## run the suite in 20 random orders, until one fails (N=5 ARGS=tests/proof)
+	@for round in $$(seq $(or $(N),20)); do \
+		seed=$$($(PY) -c 'import secrets; print(secrets.randbelow(2**32))'); \
+		echo "== $$round of $(or $(N),20): --randomly-seed=$$seed"; \
+		$(PY) -m pytest -q -x --randomly-seed=$$seed $(ARGS) || { \
+			echo "Failed: make test ARGS='--randomly-seed=$$seed $(ARGS)'" >&2; exit 1; }; \
+	done
+
 .PHONY: print-python
 print-python: ## print the Python that the environment would be made with
 	@$(FIND); echo "$$found"
