@@ -50,6 +50,7 @@ class Drain:
         self._drainers = drainers
         self._grace = grace
         self._idle: asyncio.Future[None] | None = None
+        self._limit: asyncio.Timeout | None = None
         self.started = self._loop.time()
         self.deadline = self.started + timeout
         self.finished = 0
@@ -111,6 +112,12 @@ class Drain:
         """Return what was achieved so far."""
         return DrainReport(self.finished, self.failed, tuple(self.cancelled), tuple(self.abandoned))
 
+    def cut(self) -> None:
+        """Wait no longer: cancel what is left, or abandon it when that is done already."""
+        self.deadline = min(self.deadline, self._loop.time())
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._loop.time())
+
     def skip_waits(self) -> None:
         """Cut every wait between attempts that cannot end before the deadline."""
         for task in self.unfinished():
@@ -124,14 +131,14 @@ class Drain:
     async def _wait(self, until: float) -> bool:
         """Wait until nothing is left, at most until this time of the loop's clock."""
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(until) as self._limit:
                 while self._left():
                     self._idle = self._loop.create_future()
                     await self._idle
         except TimeoutError:
             return not self._left()
         finally:
-            self._idle = None
+            self._idle = self._limit = None
         return True
 
     def _record(self, task: TaskHandle[Any]) -> UnfinishedTask:

@@ -134,6 +134,7 @@ class Supervisor:
         )
         self._launcher.owner = weakref.ref(self)
         self._openings = 0
+        self._stopping = False  # the process has been told to end
         self._draining: asyncio.Future[DrainReport] | None = None
         self._adopted: weakref.WeakSet[Supervisor] = weakref.WeakSet()
         _alive.add(self)
@@ -162,6 +163,7 @@ class Supervisor:
         if not self._openings:
             launcher.opened, launcher.lazy = True, False
             launcher.why = None
+            self._stopping = False
             if launcher.loop is not loop:
                 launcher.meet(loop, self)
             launcher.shut(None)
@@ -339,8 +341,16 @@ class Supervisor:
 
     @property
     def draining(self) -> bool:
-        """Whether a drain is under way, or it is closed: time for a readiness probe to turn red."""
-        return self._draining is not None or self._launcher.why is not None
+        """Whether the process was told to end, it drains or is closed: readiness turns red, endless streams end."""
+        return self._stopping or self._draining is not None or self._launcher.why is not None
+
+    def _cut(self) -> bool:
+        """Let every drain under way wait no longer, those of mounted apps included; say whether one was."""
+        launcher = self._launcher
+        for drain in launcher.drains:
+            drain.cut()
+            launcher.deadline = drain.deadline
+        return any([bool(launcher.drains), *(child._cut() for child in self._adopted)])
 
     def add_hook(self, hook: Hook) -> None:
         """Tell `hook` what happens from now on."""

@@ -19,6 +19,7 @@ from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError
 from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
+from deferred.integrations._servers import Served
 
 __all__ = ["ASGIApp", "DeferredMiddleware", "Message", "Receive", "Scope", "Send", "deferred_from"]
 
@@ -277,7 +278,7 @@ class Lifespan:
 
     def __init__(self, app: ASGIApp, supervisor: Supervisor) -> None:
         self._app = app
-        self._supervisor = supervisor
+        self._served = Served(supervisor)
         self._received = False
         self._open = False
 
@@ -293,7 +294,7 @@ class Lifespan:
 
         async def watched_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete" and running_loop() is not None:
-                self._supervisor.open()
+                self._served.open()
                 self._open = True
             await send(message)
 
@@ -315,7 +316,7 @@ class Lifespan:
     async def _close(self) -> None:
         if self._open:
             self._open = False
-            await self._supervisor.close()
+            await self._served.close()
 
     async def _stand_in(self, receive: Receive, send: Send) -> None:
         """Play the part of an app that knows no lifespan, or left it early."""

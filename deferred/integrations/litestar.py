@@ -24,6 +24,7 @@ from deferred._supervisor import Supervisor
 from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
 from deferred.integrations._rejection import OVERLOADED, retry_after
+from deferred.integrations._servers import Served
 
 __all__ = ["DeferredPlugin", "deferred_from"]
 
@@ -72,7 +73,7 @@ class DeferredPlugin(InitPlugin):
 
     @asynccontextmanager
     async def _lifespan(self, _app: Litestar) -> AsyncGenerator[None, None]:
-        async with self.supervisor:
+        async with Served(self.supervisor):
             yield
 
 

@@ -1,0 +1,78 @@
+"""What is open when the signal comes: streams, websockets, requests that hang."""
+
+import pytest
+
+from tests.servers.support import running, wait_for
+
+WORKER = "tests.servers.worker.Worker"
+LEAVE_IT_TO_THE_CLIENT = ["hypercorn alone", "gunicorn asgi"]
+"""Servers that end only when every websocket is closed, or kill it."""
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "hypercorn alone", "granian", "gunicorn", "gunicorn asgi"])
+def test_a_stream_and_a_websocket_are_open(kind):
+    """C18, C26: a stream that asks `draining` ends at the signal, and so does a websocket where the server closes it.
+
+    The work of both is finished. What tasks have raised before has ended nothing.
+    """
+    with running(kind) as server:
+        server.get("/exit")
+        server.wait_until_noted("raised KeyboardInterrupt", "raised SystemExit")
+        websocket = server.open_websocket("first", "second")
+        stream = server.open_stream()
+        server.get("/work", name="last", seconds=0.5)
+        server.tell()
+        server.wait_until_noted("done after the stream")
+        if kind in LEAVE_IT_TO_THE_CLIENT:
+            websocket.close()
+        server.wait_until_gone()
+        stream.close()
+        websocket.close()
+        assert sorted(server.done()) == ["after the stream", "first", "last 0", "second"], server.story()
+        assert any(line.startswith("websocket closed") for line in server.journal())
+        assert server.journal()[-1] == "app closed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"), [("uvicorn", ["--timeout-graceful-shutdown", "1"]), ("gunicorn", ["-k", WORKER])]
+)
+def test_a_hanging_request_is_cancelled(kind, flags):
+    """C10, C12, C13: uvicorn's timeout ends a request that hangs; tasks run on, and what it defers then is drained."""
+    with running(kind, *flags) as server:
+        hanging = server.ask("/hang")
+        server.wait_until_noted("hanging")
+        server.get("/work", name="slow", seconds=3)
+        server.tell()
+        server.wait_until_gone()
+        hanging.close()
+        done = ["before the hang", "by a request that is cancelled", "slow 0"]
+        assert sorted(server.done()) == done, server.story()
+        assert server.journal().index("request cancelled") < server.journal().index("done slow 0")
+        assert server.journal()[-1] == "app closed"
+
+
+def test_a_server_is_killed_with_a_request_that_hangs():
+    """C10: gunicorn kills what hangs; before, the log has named what is lost with it."""
+    with running("gunicorn", "--graceful-timeout", "4", SERVERS_DRAIN="1", SERVERS_GRACE="0.5") as server:
+        hanging = server.ask("/hang")
+        server.get("/long", kinds=1)
+        server.wait_until_noted("hanging", "started endless_job")
+        server.tell()
+        server.wait_until_gone()
+        hanging.close()
+        late = "SIGTERM came 1 s ago, and the server has not begun its shutdown"
+        assert late in server.log(), server.story()
+        assert "'endless_job'" in server.log().partition(late)[2]
+        assert server.drains() == []
+
+
+def test_a_hanging_request_holds_a_shutdown():
+    """C10: a second signal ends neither granian nor the request; the log names what would be lost by SIGKILL."""
+    with running("granian", SERVERS_DRAIN="1") as server:
+        hanging = server.ask("/hang")
+        server.wait_until_noted("hanging")
+        server.tell()
+        wait_for(lambda: "has not begun its shutdown" in server.log(), server.story)
+        hanging.close()
+        assert server.process.poll() is None
+        assert "draining" not in server.journal()
