@@ -94,7 +94,8 @@ def test_a_server_gives_a_drain_less_time_than_it_wants():
         server.wait_until_noted("started endless_job")
         server.tell()
         server.wait_until_gone()
-        assert "task 'endless_job' was cancelled" in server.log(), server.story()
+        # It and the drain are cancelled together, in no order.
+        assert re.search("(task|abandoned) 'endless_job'.* deferred at", server.log()), server.story()
         assert "the drain may take 9030 s" in server.log()
 
 
