@@ -35,12 +35,15 @@ from deferred._task import TaskHandle
 from deferred.exceptions import (
     ContextClosedError,
     DeferredError,
+    EngineError,
     EventLoopError,
     NoCurrentContextError,
     NonRetryableError,
+    PayloadError,
     SupervisorClosedError,
     TaskRejectedError,
     TaskUnfinishedError,
+    UnknownTaskError,
 )
 from deferred.execution import concurrent, deferred, fire_and_forget, sequential
 
@@ -54,6 +57,7 @@ __all__ = [
     "DrainFinished",
     "DrainReport",
     "DrainStarted",
+    "EngineError",
     "Event",
     "EventLoopError",
     "Execution",
@@ -61,6 +65,7 @@ __all__ = [
     "NoCurrentContextError",
     "NonRetryableError",
     "Outcome",
+    "PayloadError",
     "Retry",
     "RetryPolicy",
     "StepFinished",

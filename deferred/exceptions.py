@@ -9,6 +9,9 @@
     ├── TaskRejectedError(RuntimeError)        a limit is reached and the policy is "reject"
     ├── EventLoopError(RuntimeError)           no asyncio loop, or another one than the supervisor's
     ├── TaskUnfinishedError(RuntimeError)      a result was asked of work that never produced one
+    ├── UnknownTaskError(LookupError)          durable work must be a function registered by name
+    ├── PayloadError(ValueError)               its arguments cannot be stored, or not be read back
+    ├── EngineError(RuntimeError)              the engine cannot do that, or its store is not ready
     └── NonRetryableError                      raised by the user's code: give up at once
 
 An exception of the user's is never wrapped in one of these.
@@ -17,12 +20,15 @@ An exception of the user's is never wrapped in one of these.
 __all__ = [
     "ContextClosedError",
     "DeferredError",
+    "EngineError",
     "EventLoopError",
     "NoCurrentContextError",
     "NonRetryableError",
+    "PayloadError",
     "SupervisorClosedError",
     "TaskRejectedError",
     "TaskUnfinishedError",
+    "UnknownTaskError",
 ]
 
 
@@ -61,6 +67,18 @@ class TaskRejectedError(DeferredError, RuntimeError):
 
 class TaskUnfinishedError(DeferredError, RuntimeError):
     """The task was discarded or abandoned, so there is no result to give."""
+
+
+class UnknownTaskError(DeferredError, LookupError):
+    """Durable work was asked of a function, or a name, that is not registered."""
+
+
+class PayloadError(DeferredError, ValueError):
+    """The arguments of durable work cannot be stored, or do not fit the function that is to get them."""
+
+
+class EngineError(DeferredError, RuntimeError):
+    """The engine cannot do what was asked of it, or its store is not ready."""
 
 
 class NonRetryableError(DeferredError):

@@ -1,0 +1,99 @@
+"""What the engines share: whose connection it is, and patience with a store that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from deferred._retry import seconds
+from deferred.exceptions import EngineError
+
+__all__ = ["Trouble", "persist", "positive", "raw_connection", "stopped_within"]
+
+logger = logging.getLogger("deferred")
+
+SAID_AGAIN = 30.0
+"""Seconds before a trouble that lasts is logged again."""
+
+
+class Trouble:
+    """What goes wrong between an engine and its store, logged without a flood. Lives as long as the engine."""
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+        self._said = float("-inf")
+
+    def tell(self, doing: str, error: BaseException) -> None:
+        """Log it, unless another was logged a moment ago."""
+        now = time.monotonic()
+        if now - self._said >= SAID_AGAIN:
+            self._said = now
+            logger.warning("%s: %s failed, and is tried again: %s", self._engine, doing, shown(error))
+
+    def over(self) -> None:
+        """Log that it works again, if anybody was told of the trouble."""
+        if self._said != float("-inf"):
+            self._said = float("-inf")
+            logger.warning("%s: works again", self._engine)
+
+
+def shown(error: BaseException) -> str:
+    """Return the error's type and text in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def raw_connection(connection: Any) -> Any:
+    """Return the driver's own connection inside one of the `databases` package; any other as it is.
+
+    Raises:
+        EngineError: It is a `databases.Database`, which is no connection.
+    """
+    kind = type(connection)
+    if kind.__module__.partition(".")[0] == "databases":
+        if not hasattr(kind, "raw_connection"):
+            message = (
+                f"connection is a databases {kind.__name__}, which is no connection: "
+                "pass `database.connection()`, or what `async with database.connection()` gives"
+            )
+            raise EngineError(message)
+        return connection.raw_connection
+    return connection
+
+
+def positive(value: object, what: str) -> float:
+    """Return `value` as a number of seconds above 0, or refuse it by name."""
+    return seconds(value, what)
+
+
+async def stopped_within(stop: asyncio.Event, timeout: float) -> bool:
+    """Wait for `stop`, at most `timeout` seconds; say whether it is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await stop.wait()
+    return stop.is_set()
+
+
+async def persist(attempt: Callable[[], Awaitable[None]], stop: asyncio.Event, tell: Callable[[Exception], None]) -> None:
+    """Await `attempt()` until it returns or `stop` is set, however often its store is away.
+
+    Raises:
+        EngineError: What `attempt` raised: waiting mends nothing.
+    """
+    delay = 0.1
+    while not stop.is_set():
+        try:
+            await attempt()
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a driver raises what it likes; told, and tried again
+            tell(error)
+        else:
+            return
+        await stopped_within(stop, delay * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret
+        delay = min(2.0, delay * 2)

@@ -1,0 +1,411 @@
+"""Durable work in a SQLite file, on cairnq: the embedded engine.
+
+Rules of this file: a job is one row of cairnq's own table, named ``deferred``, so that its
+tools show it; the number of attempts there is without bound, because ours is the policy;
+statements beside cairnq's are at the top, and the conformance suite guards them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sqlite3
+import time
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+import aiosqlite
+import msgspec
+from cairnq.context import TaskContext
+from cairnq.errors import CairnQError
+from cairnq.retention import Retention, RetentionSweeper
+from cairnq.store.sqlite import SQLiteStore
+from cairnq.worker import Worker
+
+from deferred.engines._protocol import (
+    Capabilities,
+    Dead,
+    DeadJob,
+    Delivery,
+    Depth,
+    Handle,
+    Job,
+    RetryIn,
+)
+from deferred.engines._support import Trouble, persist, positive, raw_connection
+from deferred.exceptions import EngineError
+
+__all__ = ["SQLiteEngine"]
+
+NAME = "deferred"
+UNBOUNDED = 2**31 - 1
+
+_ROW = """
+insert into cairnq_tasks (
+    id, name, queue, status, payload, metadata, max_attempts, priority, run_at_ms, root_id, created_at_ms, updated_at_ms
+)
+select :id, 'deferred', :queue, 'queued', :payload, :metadata, :max_attempts, 0, :run_at_ms, :id, :now_ms, :now_ms
+"""
+_LIVE = """
+select task_id from cairnq_task_keys join cairnq_tasks on cairnq_tasks.id = task_id
+where key = :key and status in ('queued', 'running')
+"""
+_STATEMENTS = {
+    "deferred_insert": _ROW,
+    "deferred_insert_key": f"{_ROW} where not exists ({_LIVE}) returning id",
+    "deferred_live": _LIVE,
+    "deferred_dead": """
+select * from cairnq_tasks
+where name = 'deferred' and status = 'failed' and (:ids is null or id in (select value from json_each(:ids)))
+order by completed_at_ms desc, id desc limit :limit
+""",
+    "deferred_requeue": """
+update cairnq_tasks
+set status = 'queued', error = null, worker_id = null, lease_until_ms = null, run_at_ms = :now_ms,
+    cancel_requested_at_ms = null, completed_at_ms = null, attempt = 0, updated_at_ms = :now_ms
+where name = 'deferred' and status = 'failed' and id in (select value from json_each(:ids))
+returning id
+""",
+    "deferred_delete": """
+delete from cairnq_tasks
+where name = 'deferred' and status = 'failed' and id in (select value from json_each(:ids))
+returning id
+""",
+    "deferred_depth": """
+select status, count(*) as number from cairnq_tasks
+where name = 'deferred' and status in ('queued', 'running', 'failed')
+  and (:queues is null or queue in (select value from json_each(:queues)))
+group by status
+""",
+}
+
+
+class _Metadata(msgspec.Struct, omit_defaults=True):
+    """What cairnq keeps beside the payload."""
+
+    task: str
+    headers: dict[str, str] = {}
+
+
+class _Ending(msgspec.Struct, omit_defaults=True):
+    """What cairnq keeps of a delivery that did not finish its job."""
+
+    message: str = ""
+    reason: str = ""
+    note: str = ""
+
+
+class _Store(SQLiteStore):
+    """cairnq's store, with our statements, texts left as they are, and a wake-up of our own."""
+
+    _json_is_text = False
+
+    def __init__(self, path: str, *, busy_timeout_ms: int) -> None:
+        super().__init__(path, busy_timeout_ms=busy_timeout_ms)
+        self._sql.update(_STATEMENTS)
+        self._writes.update(dict.fromkeys(_STATEMENTS, True))
+        self._writes.update(deferred_dead=False, deferred_depth=False, deferred_live=False)
+        self.stored = asyncio.Event()
+
+    def _bind(self, sql: str, params: dict[str, Any]) -> dict[str, Any]:
+        empty = {name: None for name in ("ids", "queues") if name in params and params[name] is None}
+        if not empty:
+            return super()._bind(sql, params)
+        return super()._bind(sql, {**params, **dict.fromkeys(empty, ())}) | empty
+
+    async def claim_wake(self, queues: list[str], timeout_ms: int) -> None:  # noqa: ARG002  # cairnq's signature
+        """Wait for a job stored by this process, or a part of the poll, so that workers do not poll in step."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000 * random.uniform(0.5, 1.0)):  # noqa: S311  # no secret
+                await self.stored.wait()
+        self.stored.clear()
+
+
+class SQLiteEngine:
+    """Durable work in a SQLite file: the app's own, or one beside it.
+
+    It lives as long as the supervisor. The file is put into WAL mode and gets cairnq's tables at
+    the first use. One machine: SQLite's locks do not reach further.
+
+    Args:
+        path: The file; created when it does not exist.
+        lease: Seconds that a worker's claim lasts without a sign of life from it; a killed
+            worker's jobs are delivered again after that.
+        poll: Seconds at most between looks for work. Jobs stored by this process without a
+            connection of the caller's are found at once.
+        busy_timeout: Seconds to wait for SQLite's write lock before a call fails.
+        keep: Seconds that finished jobs stay in the table.
+
+    Raises:
+        ValueError: A number is out of its range, or the path names no file.
+
+    Example:
+        >>> SQLiteEngine("jobs.db").capabilities.joins
+        ('aiosqlite', 'databases')
+    """
+
+    capabilities = Capabilities(durable=True, joins=("aiosqlite", "databases"))
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        lease: float = 30.0,
+        poll: float = 0.05,
+        busy_timeout: float = 5.0,
+        keep: float = 3600.0,
+    ) -> None:
+        self.path = os.fspath(path)
+        if not self.path or ":memory:" in self.path or self.path.startswith("file:"):
+            message = f"SQLiteEngine needs the path of a file, not {self.path!r}: work in memory is not durable"
+            raise ValueError(message)
+        self._lease_ms = int(positive(lease, "lease") * 1000)
+        self._poll_ms = max(1, int(positive(poll, "poll") * 1000))
+        self._busy_ms = int(positive(busy_timeout, "busy_timeout") * 1000)
+        self._keep_ms = int(positive(keep, "keep") * 1000)
+        self._store: _Store | None = None
+        self._sweeper: RetentionSweeper | None = None
+        self._trouble = Trouble(f"engine sqlite:///{self.path}")
+        self._joined: weakref.WeakSet[aiosqlite.Connection] = weakref.WeakSet()
+
+    @classmethod
+    def from_url(cls, url: str) -> SQLiteEngine:
+        """Make one of ``sqlite:///relative/path`` or ``sqlite:////absolute/path``."""
+        _, _, rest = url.partition("://")
+        host, _, path = rest.partition("/")
+        if host or not path or "?" in path:
+            message = f"an engine's URL is sqlite:///path, or sqlite:////absolute/path, without options; not {url!r}"
+            raise ValueError(message)
+        return cls(unquote(path))
+
+    # -- its life -----------------------------------------------------------------------------
+
+    async def setup(self) -> None:
+        """Open the file, and create cairnq's tables where they are missing."""
+        await self._ready()
+
+    async def _ready(self) -> _Store:
+        if self._store is None:
+            # It reads its statements from files.
+            store = await asyncio.to_thread(_Store, self.path, busy_timeout_ms=self._busy_ms)
+            if self._store is None:
+                sweeper = RetentionSweeper(
+                    store,
+                    Retention(
+                        {"succeeded": self._keep_ms, "canceled": self._keep_ms},
+                        interval_ms=max(1000, self._keep_ms // 4),
+                        on_error=partial(self._trouble.tell, "deleting finished jobs"),
+                    ),
+                )
+                store.use_retention(sweeper)
+                self._store, self._sweeper = store, sweeper
+        try:
+            await self._store.connect()
+        except CairnQError as error:
+            message = f"{self.path} cannot be used: {error}. It needs the version of cairnq that wrote it"
+            raise EngineError(message) from error
+        return self._store
+
+    async def close(self) -> None:
+        """Close the file."""
+        store, self._store = self._store, None
+        sweeper, self._sweeper = self._sweeper, None
+        if sweeper is not None:
+            await sweeper.stop()
+        if store is not None:
+            await store.close()
+
+    # -- storing --------------------------------------------------------------------------------
+
+    async def enqueue(self, jobs: Sequence[Job], connection: Any = None) -> list[str]:
+        """Store the jobs; see `Engine.enqueue`."""
+        store = await self._ready()
+        if connection is not None:
+            raw = await self._join(connection)
+            return [await self._insert_joined(store, raw, job) for job in jobs]
+        if len(jobs) == 1 and jobs[0].key is None:
+            await store._fetch("deferred_insert", _row(jobs[0]))
+            ids = [jobs[0].id]
+        else:
+            async with store._transaction() as fetch:
+                ids = []
+                for job in jobs:
+                    if job.key is None:
+                        await fetch("deferred_insert", _row(job))
+                    elif await fetch("deferred_insert_key", _row(job)):
+                        await fetch("upsert_key", {"key": job.key, "task_id": job.id})
+                    else:
+                        ids.append((await fetch("deferred_live", {"key": job.key}))[0]["task_id"])
+                        continue
+                    ids.append(job.id)
+        store.stored.set()
+        return ids
+
+    async def _insert_joined(self, store: _Store, raw: aiosqlite.Connection, job: Job) -> str:
+        """Insert on the caller's connection; the key is looked up by the statement that writes."""
+        row = _row(job)
+
+        async def run(name: str, params: dict[str, Any]) -> list[Any]:
+            sql = store._sql[name]
+            return list(await raw.execute_fetchall(sql, store._bind(sql, params)))
+
+        if job.key is None:
+            await run("deferred_insert", row)
+        elif await run("deferred_insert_key", row):
+            await run("upsert_key", {"key": job.key, "task_id": job.id})
+        else:
+            return str((await run("deferred_live", {"key": job.key}))[0][0])
+        return job.id
+
+    async def _join(self, connection: Any) -> aiosqlite.Connection:
+        """Return the aiosqlite connection whose transaction is to be joined, or refuse."""
+        raw = raw_connection(connection)
+        if not isinstance(raw, aiosqlite.Connection):
+            message = (
+                f"connection must be an aiosqlite connection, or one of the `databases` package on SQLite, not a "
+                f"{type(raw).__module__}.{type(raw).__qualname__}: the job was not stored. Without a connection it is "
+                "stored at once, in a transaction of its own"
+            )
+            raise EngineError(message)
+        if not raw.in_transaction and raw.isolation_level is None:
+            message = (
+                "no transaction is open on that connection, so nothing could be joined and the job was not stored: "
+                "open one (`async with connection.transaction():`, or BEGIN), or leave `connection` out"
+            )
+            raise EngineError(message)
+        if raw not in self._joined:
+            files = [row[2] for row in await raw.execute_fetchall("pragma database_list") if row[1] == "main"]
+            if not await asyncio.to_thread(_same_file, files[0], self.path):
+                message = (
+                    f"that connection's database is {files[0] or 'in memory'!r} and this engine's {self.path!r}: the "
+                    "job was not stored. A transaction can hold a job only in the file that the engine works on"
+                )
+                raise EngineError(message)
+            self._joined.add(raw)
+        return raw
+
+    # -- delivering -----------------------------------------------------------------------------
+
+    async def serve(self, handle: Handle, *, queues: Sequence[str], concurrency: int, stop: asyncio.Event) -> None:
+        """Deliver jobs until `stop` is set; see `Engine.serve`."""
+        tell = partial(self._trouble.tell, "claiming work")
+
+        async def attempt() -> None:
+            store = await self._ready()
+            worker = Worker(
+                store,
+                list(queues),
+                concurrency=concurrency,
+                lease_ms=self._lease_ms,
+                poll_interval_ms=self._poll_ms,
+                on_error=lambda error, info: self._trouble.tell(str(info.get("phase", "work")), error),
+            )
+            worker.register(NAME, partial(self._deliver, store, handle))
+            stopper = asyncio.create_task(stop.wait())
+            stopper.add_done_callback(lambda _: worker.stop())
+            try:
+                await worker.run()
+            finally:
+                stopper.cancel()
+
+        await persist(attempt, stop, tell)
+
+    async def _deliver(self, store: _Store, handle: Handle, ctx: TaskContext) -> None:
+        """Run one delivery; what returns normally is finished, and cairnq notes it."""
+        self._trouble.over()
+        task = ctx._task
+        metadata = msgspec.json.decode(str(task.metadata), type=_Metadata)
+        ending = msgspec.json.decode(str(task.error), type=_Ending) if task.error else _Ending()
+        verdict = await handle(
+            Delivery(
+                id=task.id,
+                name=metadata.task,
+                payload=str(task.payload).encode(),
+                headers=metadata.headers,
+                queue=task.queue,
+                number=task.attempt,
+                note=ending.note,
+                stored_at=task.created_at_ms / 1000,
+            )
+        )
+        if isinstance(verdict, RetryIn):
+            ending = _Ending(message=verdict.error, note=verdict.note)
+        elif isinstance(verdict, Dead):
+            ending = _Ending(message=verdict.error, reason=verdict.reason)
+        else:
+            return
+        await store.fail(
+            task_id=task.id,
+            worker_id=ctx.worker_id,
+            error=msgspec.to_builtins(ending),
+            retryable=isinstance(verdict, RetryIn),
+            delay_ms=round(verdict.delay * 1000) if isinstance(verdict, RetryIn) else 0,
+        )
+        ctx._mark_settled()
+
+    # -- dead letters ---------------------------------------------------------------------------
+
+    async def dead(self, *, limit: int = 100, ids: Sequence[str] | None = None) -> list[DeadJob]:
+        """List dead letters, the latest first."""
+        store = await self._ready()
+        rows = await store._fetch("deferred_dead", {"ids": ids, "limit": limit})
+        return [_dead(row) for row in rows]
+
+    async def requeue(self, ids: Sequence[str]) -> list[str]:
+        """Deliver dead letters again."""
+        store = await self._ready()
+        rows = await store._fetch("deferred_requeue", {"ids": ids})
+        store.stored.set()
+        return [str(row["id"]) for row in rows]
+
+    async def delete(self, ids: Sequence[str]) -> list[str]:
+        """Delete dead letters."""
+        store = await self._ready()
+        return [str(row["id"]) for row in await store._fetch("deferred_delete", {"ids": ids})]
+
+    async def depth(self, queues: Sequence[str] | None = None) -> Depth:
+        """Count the jobs."""
+        store = await self._ready()
+        counts = {row["status"]: row["number"] for row in await store._fetch("deferred_depth", {"queues": queues})}
+        return Depth(counts.get("queued", 0), counts.get("running", 0), counts.get("failed", 0))
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "queue": job.queue,
+        "payload": job.payload.decode(),
+        "metadata": msgspec.json.encode(_Metadata(job.name, job.headers)).decode(),
+        "max_attempts": UNBOUNDED,
+        "delay_ms": round(job.delay * 1000),
+        "key": job.key,
+    }
+
+
+def _dead(row: sqlite3.Row) -> DeadJob:
+    metadata = msgspec.json.decode(row["metadata"], type=_Metadata)
+    ending = msgspec.json.decode(row["error"] or "{}", type=_Ending)
+    return DeadJob(
+        id=row["id"],
+        name=metadata.task,
+        payload=row["payload"].encode(),
+        headers=metadata.headers,
+        queue=row["queue"],
+        number=row["attempt"],
+        reason=ending.reason,
+        error=ending.message,
+        stored_at=row["created_at_ms"] / 1000,
+        died_at=(row["completed_at_ms"] or time.time() * 1000) / 1000,
+    )
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is no file
+        return False
