@@ -87,6 +87,7 @@ __all__ = [
     "TaskSucceeded",
     "TaskUnfinishedError",
     "UnfinishedTask",
+    "UnknownTaskError",
     "concurrent",
     "current_context",
     "current_task",

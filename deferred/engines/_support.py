@@ -54,7 +54,7 @@ def raw_connection(connection: Any) -> Any:
     Raises:
         EngineError: It is a `databases.Database`, which is no connection.
     """
-    kind = type(connection)
+    kind: type[object] = connection.__class__
     if kind.__module__.partition(".")[0] == "databases":
         if not hasattr(kind, "raw_connection"):
             message = (
@@ -79,7 +79,9 @@ async def stopped_within(stop: asyncio.Event, timeout: float) -> bool:
     return stop.is_set()
 
 
-async def persist(attempt: Callable[[], Awaitable[None]], stop: asyncio.Event, tell: Callable[[Exception], None]) -> None:
+async def persist(
+    attempt: Callable[[], Awaitable[None]], stop: asyncio.Event, tell: Callable[[Exception], None]
+) -> None:
     """Await `attempt()` until it returns or `stop` is set, however often its store is away.
 
     Raises:

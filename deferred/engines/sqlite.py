@@ -1,32 +1,30 @@
 """Durable work in a SQLite file, on cairnq: the embedded engine.
 
-Rules of this file: a job is one row of cairnq's own table, named ``deferred``, so that its
-tools show it; the number of attempts there is without bound, because ours is the policy;
-statements beside cairnq's are at the top, and the conformance suite guards them.
+A job is one row of cairnq's own table, so that its tools show it; the number of attempts
+there is without bound, because ours is the policy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import random
 import sqlite3
 import time
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import aiosqlite
 import msgspec
 from cairnq.context import TaskContext
-from cairnq.errors import CairnQError
+from cairnq.errors import ProtocolVersionMismatch
 from cairnq.retention import Retention, RetentionSweeper
-from cairnq.store.sqlite import SQLiteStore
 from cairnq.worker import Worker
 
+from deferred.engines._cairnq import NAME, UNBOUNDED, Store
 from deferred.engines._protocol import (
     Capabilities,
     Dead,
@@ -42,48 +40,6 @@ from deferred.exceptions import EngineError
 
 __all__ = ["SQLiteEngine"]
 
-NAME = "deferred"
-UNBOUNDED = 2**31 - 1
-
-_ROW = """
-insert into cairnq_tasks (
-    id, name, queue, status, payload, metadata, max_attempts, priority, run_at_ms, root_id, created_at_ms, updated_at_ms
-)
-select :id, 'deferred', :queue, 'queued', :payload, :metadata, :max_attempts, 0, :run_at_ms, :id, :now_ms, :now_ms
-"""
-_LIVE = """
-select task_id from cairnq_task_keys join cairnq_tasks on cairnq_tasks.id = task_id
-where key = :key and status in ('queued', 'running')
-"""
-_STATEMENTS = {
-    "deferred_insert": _ROW,
-    "deferred_insert_key": f"{_ROW} where not exists ({_LIVE}) returning id",
-    "deferred_live": _LIVE,
-    "deferred_dead": """
-select * from cairnq_tasks
-where name = 'deferred' and status = 'failed' and (:ids is null or id in (select value from json_each(:ids)))
-order by completed_at_ms desc, id desc limit :limit
-""",
-    "deferred_requeue": """
-update cairnq_tasks
-set status = 'queued', error = null, worker_id = null, lease_until_ms = null, run_at_ms = :now_ms,
-    cancel_requested_at_ms = null, completed_at_ms = null, attempt = 0, updated_at_ms = :now_ms
-where name = 'deferred' and status = 'failed' and id in (select value from json_each(:ids))
-returning id
-""",
-    "deferred_delete": """
-delete from cairnq_tasks
-where name = 'deferred' and status = 'failed' and id in (select value from json_each(:ids))
-returning id
-""",
-    "deferred_depth": """
-select status, count(*) as number from cairnq_tasks
-where name = 'deferred' and status in ('queued', 'running', 'failed')
-  and (:queues is null or queue in (select value from json_each(:queues)))
-group by status
-""",
-}
-
 
 class _Metadata(msgspec.Struct, omit_defaults=True):
     """What cairnq keeps beside the payload."""
@@ -98,32 +54,6 @@ class _Ending(msgspec.Struct, omit_defaults=True):
     message: str = ""
     reason: str = ""
     note: str = ""
-
-
-class _Store(SQLiteStore):
-    """cairnq's store, with our statements, texts left as they are, and a wake-up of our own."""
-
-    _json_is_text = False
-
-    def __init__(self, path: str, *, busy_timeout_ms: int) -> None:
-        super().__init__(path, busy_timeout_ms=busy_timeout_ms)
-        self._sql.update(_STATEMENTS)
-        self._writes.update(dict.fromkeys(_STATEMENTS, True))
-        self._writes.update(deferred_dead=False, deferred_depth=False, deferred_live=False)
-        self.stored = asyncio.Event()
-
-    def _bind(self, sql: str, params: dict[str, Any]) -> dict[str, Any]:
-        empty = {name: None for name in ("ids", "queues") if name in params and params[name] is None}
-        if not empty:
-            return super()._bind(sql, params)
-        return super()._bind(sql, {**params, **dict.fromkeys(empty, ())}) | empty
-
-    async def claim_wake(self, queues: list[str], timeout_ms: int) -> None:  # noqa: ARG002  # cairnq's signature
-        """Wait for a job stored by this process, or a part of the poll, so that workers do not poll in step."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_ms / 1000 * random.uniform(0.5, 1.0)):  # noqa: S311  # no secret
-                await self.stored.wait()
-        self.stored.clear()
 
 
 class SQLiteEngine:
@@ -168,7 +98,7 @@ class SQLiteEngine:
         self._poll_ms = max(1, int(positive(poll, "poll") * 1000))
         self._busy_ms = int(positive(busy_timeout, "busy_timeout") * 1000)
         self._keep_ms = int(positive(keep, "keep") * 1000)
-        self._store: _Store | None = None
+        self._store: Store | None = None
         self._sweeper: RetentionSweeper | None = None
         self._trouble = Trouble(f"engine sqlite:///{self.path}")
         self._joined: weakref.WeakSet[aiosqlite.Connection] = weakref.WeakSet()
@@ -189,10 +119,10 @@ class SQLiteEngine:
         """Open the file, and create cairnq's tables where they are missing."""
         await self._ready()
 
-    async def _ready(self) -> _Store:
+    async def _ready(self) -> Store:
         if self._store is None:
             # It reads its statements from files.
-            store = await asyncio.to_thread(_Store, self.path, busy_timeout_ms=self._busy_ms)
+            store = await asyncio.to_thread(Store, self.path, busy_timeout_ms=self._busy_ms)
             if self._store is None:
                 sweeper = RetentionSweeper(
                     store,
@@ -206,7 +136,8 @@ class SQLiteEngine:
                 self._store, self._sweeper = store, sweeper
         try:
             await self._store.connect()
-        except CairnQError as error:
+        except ProtocolVersionMismatch as error:
+            await self.close()
             message = f"{self.path} cannot be used: {error}. It needs the version of cairnq that wrote it"
             raise EngineError(message) from error
         return self._store
@@ -228,12 +159,12 @@ class SQLiteEngine:
         if connection is not None:
             raw = await self._join(connection)
             return [await self._insert_joined(store, raw, job) for job in jobs]
+        ids: list[str] = []
         if len(jobs) == 1 and jobs[0].key is None:
             await store._fetch("deferred_insert", _row(jobs[0]))
-            ids = [jobs[0].id]
+            ids.append(jobs[0].id)
         else:
             async with store._transaction() as fetch:
-                ids = []
                 for job in jobs:
                     if job.key is None:
                         await fetch("deferred_insert", _row(job))
@@ -246,7 +177,7 @@ class SQLiteEngine:
         store.stored.set()
         return ids
 
-    async def _insert_joined(self, store: _Store, raw: aiosqlite.Connection, job: Job) -> str:
+    async def _insert_joined(self, store: Store, raw: aiosqlite.Connection, job: Job) -> str:
         """Insert on the caller's connection; the key is looked up by the statement that writes."""
         row = _row(job)
 
@@ -315,7 +246,7 @@ class SQLiteEngine:
 
         await persist(attempt, stop, tell)
 
-    async def _deliver(self, store: _Store, handle: Handle, ctx: TaskContext) -> None:
+    async def _deliver(self, store: Store, handle: Handle, ctx: TaskContext) -> None:
         """Run one delivery; what returns normally is finished, and cairnq notes it."""
         self._trouble.over()
         task = ctx._task
@@ -406,6 +337,6 @@ def _dead(row: sqlite3.Row) -> DeadJob:
 
 def _same_file(one: str, other: str) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return Path(one).samefile(other)
     except OSError:  # one of them is no file
         return False

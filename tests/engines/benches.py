@@ -10,18 +10,22 @@ LEASE = 1.0
 
 
 def make_sqlite(path: str) -> SQLiteEngine:
+    """Return an engine whose lease is short."""
     return SQLiteEngine(path, lease=LEASE, poll=0.02)
 
 
 def sqlite_bench(path) -> Bench:
+    """Return where SQLiteEngine is tested."""
+
     @contextlib.asynccontextmanager
     async def transaction() -> AsyncIterator[object]:
         from databases import Database
 
-        async with Database(f"sqlite:///{path}") as database, database.connection() as connection:
-            async with connection.transaction():
-                yield connection
+        async with (
+            Database(f"sqlite:///{path}") as database,
+            database.connection() as connection,
+            connection.transaction(),
+        ):
+            yield connection
 
-    return Bench(
-        factory="tests.engines.benches:make_sqlite", argument=str(path), lease=LEASE, transaction=transaction
-    )
+    return Bench(factory="tests.engines.benches:make_sqlite", argument=str(path), lease=LEASE, transaction=transaction)

@@ -8,6 +8,7 @@ from tests.engines.benches import sqlite_bench
 
 @pytest.fixture
 def bench(tmp_path):
+    """Return an empty store."""
     return sqlite_bench(tmp_path / "jobs.db")
 
 

@@ -1,0 +1,84 @@
+"""cairnq's store for SQLite, with statements of ours beside its own.
+
+They read and write its table directly, and use what it keeps private: hence the pinned
+version, and the conformance suite, which fails where one of them no longer holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import Any
+
+from cairnq.store.sqlite import SQLiteStore
+
+__all__ = ["NAME", "UNBOUNDED", "Store"]
+
+NAME = "deferred"
+UNBOUNDED = 2**31 - 1
+
+_ROW = """
+insert into cairnq_tasks (
+    id, name, queue, status, payload, metadata, max_attempts, priority, run_at_ms, root_id, created_at_ms, updated_at_ms
+)
+select :id, 'deferred', :queue, 'queued', :payload, :metadata, :max_attempts, 0, :run_at_ms, :id, :now_ms, :now_ms
+"""
+_LIVE = """
+select task_id from cairnq_task_keys join cairnq_tasks on cairnq_tasks.id = task_id
+where key = :key and status in ('queued', 'running')
+"""
+_STATEMENTS = {
+    "deferred_insert": _ROW,
+    "deferred_insert_key": f"{_ROW} where not exists ({_LIVE}) returning id",
+    "deferred_live": _LIVE,
+    "deferred_dead": """
+select * from cairnq_tasks
+where name = 'deferred' and status = 'failed' and (:ids is null or id in (select value from json_each(:ids)))
+order by completed_at_ms desc, id desc limit :limit
+""",
+    "deferred_requeue": """
+update cairnq_tasks
+set status = 'queued', error = null, worker_id = null, lease_until_ms = null, run_at_ms = :now_ms,
+    cancel_requested_at_ms = null, completed_at_ms = null, attempt = 0, updated_at_ms = :now_ms
+where name = 'deferred' and status = 'failed' and id in (select value from json_each(:ids))
+returning id
+""",
+    "deferred_delete": """
+delete from cairnq_tasks
+where name = 'deferred' and status = 'failed' and id in (select value from json_each(:ids))
+returning id
+""",
+    "deferred_depth": """
+select status, count(*) as number from cairnq_tasks
+where name = 'deferred' and status in ('queued', 'running', 'failed')
+  and (:queues is null or queue in (select value from json_each(:queues)))
+group by status
+""",
+}
+
+
+class Store(SQLiteStore):
+    """cairnq's store, with our statements, texts left as they are, and a wake-up of our own."""
+
+    _json_is_text = False
+
+    def __init__(self, path: str, *, busy_timeout_ms: int) -> None:
+        super().__init__(path, busy_timeout_ms=busy_timeout_ms)
+        self._sql.update(_STATEMENTS)
+        self._writes.update(dict.fromkeys(_STATEMENTS, True))
+        self._writes.update(deferred_dead=False, deferred_depth=False, deferred_live=False)
+        self.stored = asyncio.Event()
+
+    def _bind(self, sql: str, params: dict[str, Any]) -> dict[str, Any]:
+        empty = {name: None for name in ("ids", "queues") if name in params and params[name] is None}
+        if not empty:
+            return super()._bind(sql, params)
+        return super()._bind(sql, {**params, **dict.fromkeys(empty, ())}) | empty
+
+    async def claim_wake(self, queues: list[str], timeout_ms: int) -> None:  # noqa: ARG002  # cairnq's signature
+        """Wait for a job stored by this process, or a part of the poll, so that workers do not poll in step."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000 * random.uniform(0.5, 1.0)):  # noqa: S311  # no secret
+                await self.stored.wait()
+        self.stored.clear()

@@ -1,0 +1,192 @@
+"""SQLiteEngine where it is not like every engine: its file, its connections, cairnq's traps."""
+
+import asyncio
+import contextlib
+import sqlite3
+
+import aiosqlite
+import pytest
+from databases import Database
+
+from deferred import EngineError
+from deferred.engines import Done, Job, find_engine
+from deferred.engines.sqlite import SQLiteEngine
+
+
+@pytest.fixture
+async def engine(tmp_path):
+    """Return an engine on an empty file."""
+    engine = SQLiteEngine(tmp_path / "jobs.db", poll=0.01)
+    await engine.setup()
+    yield engine
+    await engine.close()
+
+
+def job(name="task", **more):
+    """Return a job."""
+    return Job(id=more.pop("id", name), name=name, payload=b"{}", **more)
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "file:x?mode=memory"])
+def test_needs_a_file(path):
+    """Work in memory would not be durable, so it is refused."""
+    with pytest.raises(ValueError, match="path of a file"):
+        SQLiteEngine(path)
+
+
+@pytest.mark.parametrize("option", ["lease", "poll", "busy_timeout", "keep"])
+def test_options_are_checked(option):
+    """Numbers that mean nothing are refused by name. A58."""
+    with pytest.raises(ValueError, match=option):
+        SQLiteEngine("x.db", **{option: -1})
+
+
+def test_urls_name_files():
+    """A URL names a relative or an absolute path, and nothing else."""
+    assert find_engine("sqlite:///jobs.db").path == "jobs.db"
+    assert find_engine("sqlite+aiosqlite:////var/my%20jobs.db").path == "/var/my jobs.db"
+    for url in ("sqlite://", "sqlite://jobs.db", "sqlite:///jobs.db?timeout=3"):
+        with pytest.raises(ValueError, match="sqlite:///path"):
+            find_engine(url)
+
+
+def test_other_urls_are_refused_without_their_password():
+    """An unknown scheme is named; the URL, which may hold a password, is not shown. E20."""
+    with pytest.raises(ValueError, match="'mysql://'") as caught:
+        find_engine("mysql://user:secret@host/database")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match="sqlite"):
+        find_engine("jobs.db")
+    with pytest.raises(TypeError, match="Engine or a URL"):
+        find_engine(3)
+    engine = SQLiteEngine("x.db")
+    assert find_engine(engine) is engine
+
+
+async def test_joins_a_raw_connection_that_begins_by_itself(engine):
+    """An aiosqlite connection in its default mode begins a transaction for the job, which its owner commits."""
+    async with aiosqlite.connect(engine.path) as connection:
+        await engine.enqueue([job("rolled back")], connection)
+        await connection.rollback()
+        await engine.enqueue([job("kept")], connection)
+        await connection.commit()
+    assert (await engine.depth()).waiting == 1
+
+
+async def test_refuses_a_connection_without_a_transaction(engine):
+    """Where no transaction is open there is nothing to join, and the job is not stored. D01."""
+    async with aiosqlite.connect(engine.path, isolation_level=None) as connection:
+        with pytest.raises(EngineError, match="no transaction is open"):
+            await engine.enqueue([job()], connection)
+    async with Database(f"sqlite:///{engine.path}") as database:
+        with pytest.raises(EngineError, match=r"pass `database\.connection\(\)`"):
+            await engine.enqueue([job()], database)
+        async with database.connection() as connection:
+            with pytest.raises(EngineError, match="no transaction is open"):
+                await engine.enqueue([job()], connection)
+    assert (await engine.depth()).waiting == 0
+
+
+async def test_refuses_the_transaction_of_another_file(engine, tmp_path):
+    """A job cannot be committed with rows of another database, so it is not stored in either. D01."""
+    other = SQLiteEngine(tmp_path / "other.db")
+    await other.setup()
+    async with aiosqlite.connect(other.path) as connection:
+        with pytest.raises(EngineError, match=r"other\.db"):
+            await engine.enqueue([job()], connection)
+    async with aiosqlite.connect(":memory:") as connection:
+        with pytest.raises(EngineError, match="in memory"):
+            await engine.enqueue([job()], connection)
+    assert (await engine.depth()).waiting == (await other.depth()).waiting == 0
+    await other.close()
+
+
+async def test_a_key_in_a_transaction_waits_for_the_other(engine):
+    """Of two transactions with one key the second finds the first's job, once that has committed. D24."""
+    async with aiosqlite.connect(engine.path) as first, aiosqlite.connect(engine.path) as second:
+        assert await engine.enqueue([job(id="1", key="k")], first) == ["1"]
+        rival = asyncio.create_task(engine.enqueue([job(id="2", key="k")], second))
+        await first.commit()
+        assert await rival == ["1"]
+        await second.commit()
+    assert (await engine.depth()).waiting == 1
+
+
+async def test_a_locked_database_is_an_error_in_time(tmp_path):
+    """While another holds the write lock too long, enqueue raises and stores nothing. D13 D40."""
+    engine = SQLiteEngine(tmp_path / "jobs.db", busy_timeout=0.2)
+    await engine.setup()
+    async with aiosqlite.connect(engine.path, isolation_level=None) as other:
+        await other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            await engine.enqueue([job("one"), job("two", key="k")])
+        await other.execute("ROLLBACK")
+    assert (await engine.depth()).waiting == 0
+    await engine.close()
+
+
+async def test_a_full_disk_is_an_error(engine):
+    """What does not fit on the disk is refused, not falsely accepted. C28."""
+    store = await engine._ready()
+    (pages,) = await store._conn.execute_fetchall("pragma page_count")
+    await store._conn.execute(f"pragma max_page_count = {pages[0]}")
+    big = Job(id="big", name="task", payload=b'"' + b"x" * 200_000 + b'"')
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        await engine.enqueue([big])
+    assert (await engine.depth()).waiting == 0
+
+
+async def test_a_file_of_another_protocol_is_refused(tmp_path):
+    """A file that another version of cairnq wrote is refused, with what to do. D32."""
+    path = tmp_path / "jobs.db"
+    engine = SQLiteEngine(path)
+    await engine.setup()
+    await engine.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("update cairnq_meta set value = '9' where key = 'protocol_version'")
+        connection.commit()
+    with pytest.raises(EngineError, match=r"protocol_version=9.*version of cairnq"):
+        await SQLiteEngine(path).setup()
+
+
+async def test_finished_jobs_are_deleted(tmp_path):
+    """Rows of finished jobs go after `keep` seconds; dead letters stay. D33 G24."""
+    engine = SQLiteEngine(tmp_path / "jobs.db", keep=0.001, poll=0.01)
+    await engine.enqueue([job("1"), job("2")])
+    stop = asyncio.Event()
+
+    async def handle(delivery):
+        if delivery.name == "2":
+            stop.set()
+        return Done()
+
+    await engine.serve(handle, queues=["deferred"], concurrency=1, stop=stop)
+    await asyncio.sleep(0.01)  # the rows' own clock is the wall's
+    assert await engine._sweeper.sweep() == 2
+    await engine.close()
+
+
+async def test_trouble_is_said_once_and_so_is_its_end(engine, caplog):
+    """A store that is away is logged once, with the engine's name, until it works again. C30."""
+    store = await engine._ready()
+    claim, failures = store.claim_session, 0
+    stop = asyncio.Event()
+
+    async def failing(**options):
+        nonlocal failures
+        failures += 1
+        if failures < 3:
+            raise sqlite3.OperationalError("disk I/O error")
+        return await claim(**options)
+
+    store.claim_session = failing
+
+    async def handle(_):
+        stop.set()
+        return Done()
+
+    await engine.enqueue([job()])
+    await engine.serve(handle, queues=["deferred"], concurrency=1, stop=stop)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.endswith("claim failed, and is tried again: OperationalError: disk I/O error")
+    assert second.endswith("works again")
