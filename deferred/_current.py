@@ -117,8 +117,9 @@ def _host_outside() -> Host:
     if chosen is not None and chosen.out_of_scope != "raise":
         return chosen
     message = (
-        "defer()/wait_until() was called outside any unit of work: call it in a handler behind the middleware or "
-        'inside `with supervisor.context():`, or let work out of scope run with `Supervisor(out_of_scope="run")`'
+        "defer()/wait_until() was called outside any unit of work: call it in a handler behind the middleware "
+        "(served by ASGI, not WSGI) or inside `with supervisor.context():`, or let work out of scope run with "
+        '`Supervisor(out_of_scope="run")`'
     )
     raise NoCurrentContextError(message)
 

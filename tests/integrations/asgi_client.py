@@ -39,11 +39,16 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until this is true, however many threads take part."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():
+            await asyncio.sleep(0)
+
+
 async def idle(supervisor: Any) -> None:
     """Let the loop turn until nothing of `supervisor` waits or runs; without a drain, which has ways of its own."""
-    async with asyncio.timeout(TIMEOUT):
-        while (stats := supervisor.stats()).pending or stats.running:
-            await asyncio.sleep(0)
+    await until(lambda: not ((stats := supervisor.stats()).pending or stats.running))
     await turns(2)
 
 

@@ -19,7 +19,7 @@ from deferred import (
     defer,
 )
 from tests.integrations.adapter import FAILING, OK, Base
-from tests.integrations.asgi_client import Exchange, idle, turn, turns
+from tests.integrations.asgi_client import Exchange, idle, turn, turns, until
 from tests.integrations.script import BoomError, is_current
 
 EXECUTIONS = ("sequential", "fire-and-forget", "concurrent", "deferred", "none")
@@ -196,8 +196,10 @@ class AppPromises(Base):
     async def test_a_decorator_decides_when_steps_run(self, client, script, supervisor, execution):
         """Sequential steps run before the answer, those started at once without being awaited, deferred ones after."""
         exchange = client.open("GET", f"/run/{execution}")
-        exchange.hold = lambda message: message["type"] == "http.response.start"
+        held = asyncio.Event()
+        exchange.hold = lambda message: held.set() is None and message["type"] == "http.response.start"
         exchange.start()
+        await held.wait()
         await turns(20)
         early = list(script.noted)
         exchange.gate.set()
@@ -279,8 +281,8 @@ class AppPromises(Base):
 
         script.act = lambda ctx: (seen.append(ctx), ctx.defer(work, ctx))
         exchanges: list[Exchange] = [client.open("GET", "/plain").start() for _ in range(4)]
+        await until(lambda: len(seen) == 4)
         await turns(30)
-        assert len(seen) == 4
         assert script.noted == []
         script.go.set()
         for exchange in exchanges:
