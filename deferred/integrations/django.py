@@ -89,7 +89,7 @@ class _Handler(ASGIHandler):
 
     def process_exception_by_middleware(self, exception: Exception, request: HttpRequest) -> Any:
         """Ask the project's middleware first."""
-        response: HttpResponse | None = super().process_exception_by_middleware(exception, request)
+        response: Any = super().process_exception_by_middleware(exception, request)
         if response is None and isinstance(exception, TaskRejectedError):
             return HttpResponse(
                 "the service is overloaded, try again later",
