@@ -1,6 +1,8 @@
 """What the documentation's tests share."""
 
+import logging
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,3 +19,19 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Undo what a page, or a framework on it, has set up for the logs of the whole process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    known = {name: logger for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger)}
+    before = {name: (logger.disabled, logger.level, logger.handlers[:]) for name, logger in known.items()}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, (disabled, own_level, own_handlers) in before.items():
+        known[name].disabled = disabled
+        known[name].setLevel(own_level)
+        known[name].handlers[:] = own_handlers
