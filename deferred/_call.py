@@ -50,7 +50,7 @@ def check_callable(func: object) -> Kind:
 def _classify(func: object) -> Kind:
     bare = func
     while isinstance(bare, functools.partial | MethodType):
-        bare = bare.func if isinstance(bare, functools.partial) else bare.__func__  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # any callable
+        bare = bare.func if isinstance(bare, functools.partial) else bare.__func__
     called = bare if isinstance(bare, FunctionType | type) else getattr(type(bare), "__call__", bare)  # noqa: B004  # its code, not whether there is any
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         message = (
@@ -120,9 +120,9 @@ def close_refused(work: object) -> None:
 def name_of(work: Any) -> str:  # names anything
     """Return the name that logs show for `work`: the qualified name of the innermost function."""
     while isinstance(work, functools.partial):
-        work = work.func  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # any callable
+        work = work.func
     if isinstance(work, asyncio.Task):
-        return name_of(work.get_coro())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # any task
+        return name_of(work.get_coro())
     try:
         name = work.__qualname__
     except Exception:  # noqa: BLE001  # a proxy may raise anything

@@ -71,6 +71,6 @@ def stored(face: type[T]) -> Callable[..., T]:
         weakref=True,
     )
     # The face itself would be hollow. A Struct's base may define no constructor that says so.
-    face.__abstractmethods__ = frozenset({"__new__ (these are made by a supervisor)"})  # type: ignore[attr-defined]  # of any class
+    face.__abstractmethods__ = frozenset({"__new__ (these are made by a supervisor)"})  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # of any class
     made: Any = fast_stores(struct)
     return made  # type: ignore[no-any-return]  # a class made at run time

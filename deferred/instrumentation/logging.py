@@ -23,7 +23,7 @@ from deferred._events import (
 
 __all__ = ["SHOWN", "log_event", "logger"]
 
-logger = logging.getLogger("deferred")
+logger: logging.Logger = logging.getLogger("deferred")
 
 SHOWN = 20
 """How many tasks a line names; the report itself names all."""
@@ -72,7 +72,7 @@ def log_event(event: Event) -> None:
             pass
 
 
-log_event.events = (  # type: ignore[attr-defined]  # read by Hooks
+log_event.events = (  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]  # read by Hooks
     DrainFinished,
     TaskAbandoned,
     TaskCancelled,

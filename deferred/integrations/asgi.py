@@ -96,7 +96,7 @@ class DeferredMiddleware:
             message = f"lifetime must be one of {', '.join(map(repr, _LIFETIMES))}, not {lifetime!r}"
             raise ValueError(message)
         self.app = app
-        self.supervisor = supervisor if supervisor is not None else Supervisor()
+        self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
         self._given = supervisor is not None
         self._stays = lifetime == "request"
         self._launcher = self.supervisor._launcher
@@ -259,7 +259,7 @@ class Exchange(DeferredContext):
         return True
 
 
-make_exchange = stored(Exchange)
+make_exchange: Callable[..., Exchange] = stored(Exchange)
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 _GOOD_CLOSES = frozenset({1000, 1001})
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})

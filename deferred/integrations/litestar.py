@@ -25,10 +25,9 @@ from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
 from deferred.integrations._rejection import OVERLOADED, retry_after
 from deferred.integrations._servers import Served
+from deferred.integrations.asgi import deferred_from
 
 __all__ = ["DeferredPlugin", "deferred_from"]
-
-deferred_from = asgi.deferred_from
 
 
 class DeferredPlugin(InitPlugin):
@@ -57,7 +56,7 @@ class DeferredPlugin(InitPlugin):
         if not dependency.isidentifier():
             message = f"dependency must be a name that a handler's parameter can have, not {dependency!r}"
             raise ValueError(message)
-        self.supervisor = supervisor if supervisor is not None else Supervisor()
+        self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
         self._dependency = dependency
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:

@@ -15,10 +15,9 @@ from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
+from deferred.integrations.asgi import deferred_from
 
 __all__ = ["DeferredQuart", "deferred_from"]
-
-deferred_from = asgi.deferred_from
 
 _EXTENSION = "deferred"
 _SERVER_ERROR = 500
@@ -47,7 +46,7 @@ class DeferredQuart:
     """
 
     def __init__(self, app: Quart | None = None, supervisor: Supervisor | None = None) -> None:
-        self.supervisor = supervisor if supervisor is not None else Supervisor()
+        self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
         if app is not None:
             self.init_app(app)
 
