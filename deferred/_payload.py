@@ -143,7 +143,7 @@ class Arguments:
         read = self._read(payload, "cannot be run with what was stored")
         bound = inspect.BoundArguments(
             self._signature,
-            {  # pyright: ignore[reportArgumentType]  # ordered, as every dict is
+            {  # ordered, as every dict is
                 key: tuple(value) if parameter.kind is _P.VAR_POSITIONAL else value
                 for key, parameter in self._signature.parameters.items()
                 if (value := getattr(read, key)) is not UNSET

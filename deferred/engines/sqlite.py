@@ -90,7 +90,7 @@ class SQLiteEngine:
         busy_timeout: float = 5.0,
         keep: float = 3600.0,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         if not self.path or ":memory:" in self.path or self.path.startswith("file:"):
             message = f"SQLiteEngine needs the path of a file, not {self.path!r}: work in memory is not durable"
             raise ValueError(message)
