@@ -79,7 +79,7 @@ class SQLiteEngine:
         ('aiosqlite', 'databases')
     """
 
-    capabilities = Capabilities(durable=True, joins=("aiosqlite", "databases"))
+    capabilities: Capabilities = Capabilities(durable=True, joins=("aiosqlite", "databases"))
 
     def __init__(
         self,
