@@ -49,6 +49,7 @@ class Acceptance(abc.ABC):
         why: Why no more work is accepted, in words; None while it is.
         lazy: Whether nobody has opened the supervisor.
         roomy: As long as there are fewer tasks, no limit of the supervisor is near.
+        dressed: How many tasks run with something around them: only these set `running_task`.
         calm: Whether nobody waits or watches: a task that succeeds has nobody to tell.
     """
 
@@ -60,6 +61,7 @@ class Acceptance(abc.ABC):
         "calm",
         "check_arguments",
         "detached",
+        "dressed",
         "home",
         "hooks",
         "lazy",
@@ -126,6 +128,7 @@ class Acceptance(abc.ABC):
         self._ambient: UnitOfWork | None = None
         self._rooms: list[Future[None]] = []
         self.calm = False
+        self.dressed = 0
         self.check_arguments = ArgumentCheck()
 
     @property

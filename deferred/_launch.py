@@ -15,6 +15,7 @@ from asyncio import Future
 from asyncio import _get_running_loop as running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -66,6 +67,7 @@ class Launcher(Acceptance):
         "_pumping",
         "_released",
         "_releasing",
+        "_variables",
         "deadline",
         "drainers",
         "drains",
@@ -91,8 +93,9 @@ class Launcher(Acceptance):
         self.watched = 0  # contexts that are being drained
         self.deadline: float | None = None
         self._pumping = False
-        self._released: deque[UnitOfWork] = deque()
+        self._released: deque[TaskHandle[Any]] = deque()
         self._releasing = False
+        self._variables = Context()
         self.look()
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -163,60 +166,59 @@ class Launcher(Acceptance):
 
     def release(self, context: UnitOfWork, /) -> None:
         """Launch what has waited in `context`, from the next turn of the loop on."""
-        self._released.append(context)
-        self._schedule_release()
+        self._released.extend(context._waiting or ())
+        context._waiting = None
+        if not self._releasing:
+            self._schedule_release()
 
     def _schedule_release(self) -> None:
-        if not self._releasing and self.loop is not None and not self.loop.is_closed():
+        """Launch what was released on the next turn, in variables of nobody's."""
+        loop: Any = self.loop
+        try:
+            loop.call_soon(self._launch_released, context=self._variables)
             self._releasing = True
-            self.loop.call_soon(self._launch_released)
+        except RuntimeError:
+            if not loop.is_closed():  # else it stays unfinished, and is told as that
+                raise
 
-    def _launch_released(self) -> None:  # noqa: C901  # the hot path: no calls
+    def _launch_released(self) -> None:
         """Launch a batch of what has waited in closed contexts, in order."""
         self._releasing = False
-        released = self._released
-        slots, options = self.slots, self.options
+        released, slots, options = self._released, self.slots, self.options
         loop: Any = self.loop
-        room = _BATCH
         direct = _EAGER and self.plain and self.deadline is None and not slots.named and loop.get_task_factory() is None
-        for _ in range(len(released)):  # those released meanwhile have the next turn
-            if room <= 0:
-                break
-            context = released.popleft()
-            batch = context._waiting or ()
-            context._waiting = None
-            if len(batch) > room:
-                batch, context._waiting = _split(batch, room)
-                released.appendleft(context)
-            room -= len(batch)
-            for task in batch:
-                if task._outcome is not None:
-                    continue
-                if (
-                    direct
-                    and task._options is options
-                    and task._kind is _ASYNC
-                    and slots.busy < slots.max_running
-                    and not slots.queues
-                ):
-                    # What _start() does, without the way there: most tasks are like this.
-                    slots.busy += 1
-                    task._slot = True
-                    coroutine = run_plain(task, self)
-                    try:
-                        runner = _Task(coroutine, loop=loop, context=task._vars, eager_start=True)
-                    except BaseException as error:  # noqa: BLE001  # it must not take the others of the batch along
-                        self._fail(task, coroutine, error)
-                    else:
-                        if task._outcome is None:
-                            self._keep(task, runner)
+        left = len(released)
+        if left > _BATCH:
+            left = _BATCH
+        while left:
+            left -= 1
+            task = released.popleft()
+            if (
+                direct
+                and task._options is options
+                and task._kind is _ASYNC
+                and task._outcome is None
+                and slots.busy < slots.max_running
+                and not slots.queues
+            ):
+                # What launch() and _start() do, without the way there: most tasks are like this.
+                slots.busy += 1
+                task._slot = True
+                coroutine = run_plain(task, self)
+                try:
+                    runner = _Task(coroutine, loop=loop, context=task._vars, eager_start=True)
+                except BaseException as error:  # noqa: BLE001  # it must not take the others of the batch along
+                    self._fail(task, coroutine, error)
                 else:
-                    self._launch_decided(task, context)
-
+                    if task._outcome is None:
+                        self._keep(task, runner)
+            else:
+                self._launch_decided(task)
         if released:
             self._schedule_release()
 
-    def _launch_decided(self, task: TaskHandle[Any], context: UnitOfWork) -> None:
+    def _launch_decided(self, task: TaskHandle[Any]) -> None:
+        context: Any = task._unit
         decision = context.decide(task)
         if decision:
             self.launch(task, eager=True)
@@ -294,7 +296,7 @@ class Launcher(Acceptance):
     def _schedule_pump(self) -> None:
         if not self._pumping and self.loop is not None and not self.loop.is_closed():
             self._pumping = True
-            self.loop.call_soon(self._pump)
+            self.loop.call_soon(self._pump, context=self._variables)
 
     def inline(self, task: TaskHandle[Any], /) -> Coroutine[Any, Any, None]:
         """Run `task` inside the caller's own asyncio task, raising its error."""
@@ -332,7 +334,7 @@ class Launcher(Acceptance):
             return
         task._outcome = _OK
         task._vars = task._runner = None
-        if task._kind is Kind.AWAITABLE and asyncio.iscoroutine(task._work):
+        if task._kind is not _ASYNC and asyncio.iscoroutine(task._work):
             claimed.discard(task._work)
         context: Any = task._unit
         context._finished += 1
@@ -430,12 +432,6 @@ class Launcher(Acceptance):
         await self.hooks.finish(self.grace)
         report = drain.report()
         return DrainReport(context._finished, context._failed, report.cancelled, report.abandoned)
-
-
-def _split(waiting: Any, room: int) -> tuple[list[TaskHandle[Any]], deque[TaskHandle[Any]]]:
-    """Take a batch off what waits, in time that depends on the batch alone from the second time on."""
-    rest: deque[TaskHandle[Any]] = waiting if type(waiting) is deque else deque(waiting)  # pyright: ignore[reportUnknownVariableType]  # of tasks, both
-    return [rest.popleft() for _ in range(room)], rest
 
 
 def _notify(waiters: list[Future[None]]) -> None:

@@ -67,6 +67,7 @@ class Runtime(Protocol):
 
     hooks: Hooks
     now: Clock
+    dressed: int  # how many tasks run by `run_task` and `run_inline`
 
     @property
     def offload(self) -> Executor:
@@ -106,22 +107,27 @@ async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
 async def run_task(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a task with all that its options ask for."""
     running_task.set(task)
+    runtime.dressed += 1
     try:
         ending = await _all_attempts(task, runtime)
     except BaseException as error:  # noqa: BLE001  # the rule of this file
         ending = _ending(task, error)
+    finally:
+        runtime.dressed -= 1
     runtime.settle(task, ending)
 
 
 async def run_inline(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a step inside the caller's own asyncio task, and raise what it raises."""
     outer = running_task.set(task)
+    runtime.dressed += 1
     try:
         ending = await _all_attempts(task, runtime)
     except BaseException as error:
         runtime.settle(task, _ending(task, error))
         raise
     finally:
+        runtime.dressed -= 1
         running_task.reset(outer)
     runtime.settle(task, ending)
     if task._error is not None:

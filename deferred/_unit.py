@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from asyncio import AbstractEventLoop, Future
 from asyncio import _get_running_loop as running_loop
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from inspect import CO_COROUTINE
@@ -47,6 +46,7 @@ class Host(Protocol):
     lock: threading.Lock  # held by threads that register
     tasks: set[TaskHandle[Any]]
     roomy: int  # as long as there are fewer tasks, no limit of the supervisor is near
+    dressed: int  # how many tasks run with something around them: only these set `running_task`
     max_per_context: int
     check_arguments: ArgumentCheck
     hooks: Hooks
@@ -130,7 +130,7 @@ class UnitOfWork:
     _pending: int = 0  # its unsettled tasks; touched on the event loop only
     _sent: int = 0  # tasks that threads have registered; touched under the host's lock only
     _arrived: int = 0  # those of them that the event loop has counted
-    _waiting: list[TaskHandle[Any]] | deque[TaskHandle[Any]] | None = None  # for the response to be out
+    _waiting: list[TaskHandle[Any]] | None = None  # for the response to be out
     _held: list[TaskHandle[Any]] | None = None  # for the outcome to be known
     _on_error: tuple[ErrorHook, ...] = ()
     _drains: tuple[Drain, ...] = ()
@@ -231,7 +231,7 @@ class UnitOfWork:
         if self._held is not None:
             self._waiting, self._held = [*self._held, *(self._waiting or ())], None
             self._host.release(self)
-        if not self.pending and self._host.hooks.settled:
+        if self._host.hooks.settled and not self.pending:
             self._host.hooks.emit(ContextSettled(self, at=self._host.now()))
 
     @property
@@ -271,7 +271,7 @@ class UnitOfWork:
         ):
             kind = check_callable(func)
             return self._register_slowly(kind, func, args, kwargs, options, frame, _DEFERRED)
-        if running_task.get(None) is not None:
+        if host.dressed and running_task.get(None) is not None:
             variables.run(running_task.set, None)  # this code runs in a task, but not the same
         task: TaskHandle[Any] = TaskHandle(
             _ASYNC,

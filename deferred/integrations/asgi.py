@@ -101,7 +101,7 @@ class DeferredMiddleware:
         self._stays = lifetime == "request"
         self._launcher = self.supervisor._launcher
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901  # the hot path: no calls
         """Serve one scope."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or KEY in scope:  # noqa: PLR1714  # no set, no hashing: the hot path
@@ -124,7 +124,10 @@ class DeferredMiddleware:
             if not answered:
                 raise
         else:
-            exchange.finish(scope)
+            if exchange._decided and not exchange._pending and exchange._held is None and not launcher.hooks.settled:
+                exchange._ended = True  # what finish() does, in most cases
+            else:
+                exchange.finish(scope)
         finally:
             current_unit.reset(token)
             if KEY in scope:  # unless the app has cleared it
@@ -201,10 +204,12 @@ class Exchange(DeferredContext):
 
     async def _send_last(self, message: Message) -> None:
         await self._send(message)
-        if self._waiting is None and not self._closed and not self._host.hooks.closed:
-            self._closed = self._decided = True  # what close() does, in most cases
-        else:
+        if self._closed or self._host.hooks.closed:
             self.close()
+        else:
+            self._closed = self._decided = True  # what close() does, in most cases
+            if self._waiting is not None:
+                self._host.release(self)
 
     def _is_last(self, kind: str, message: Message) -> bool:
         """Say whether a message that is no plain body is the last part; note what else it tells."""
@@ -228,12 +233,9 @@ class Exchange(DeferredContext):
 
     def finish(self, scope: Scope) -> None:
         """End the context: the app call is over."""
-        if self._decided and self._held is None and not self._host.hooks.settled:
-            self._ended = True  # what end() does, in most cases
-        else:
-            if self._status is None and scope["type"] == "http":
-                self._status = 500  # what every server answers for an app that sent nothing
-            self.end()
+        if self._status is None and scope["type"] == "http" and not self._decided:
+            self._status = 500  # what every server answers for an app that sent nothing
+        self.end()
         if self._pending:  # its tasks hold it, and it must not hold the connection
             self._receive = _http_is_over if scope["type"] == "http" else _websocket_is_over
             self._send = _too_late
