@@ -126,7 +126,7 @@ class DeferredContext(UnitOfWork):
         self, kind: Kind, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
     ) -> TaskHandle[Any]:
         root = self._root or self
-        execution = root.route or Execution.DEFERRED
+        execution = root.execution
         if execution is Execution.SEQUENTIAL:
             if running_loop() is None:
                 root._host.meet(None, func)  # says what is missing

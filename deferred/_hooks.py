@@ -1,9 +1,10 @@
 """Tell listeners what happened; contain whatever they do.
 
 Rules of this file: a hook takes one event and can break nothing: what it raises is logged,
-with the task's own error as its cause; what it returns, if awaitable, runs in a task of its
-own for at most `limit` seconds. A hook whose attribute ``events`` is a tuple of event
-classes is told only these. Hooks run on the event loop, in the order they were given.
+with the task's own error as its cause. What it returns, if awaitable, runs in a task of its
+own for at most `limit` seconds; a bounded number of these run at a time, a bounded number wait
+in line, and the loss of any further one is logged. A hook whose attribute ``events`` is a tuple
+of event classes is told only these. Hooks run on the event loop, in the order they were given.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import inspect
 import logging
 import sys
+from collections import deque
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
@@ -33,6 +35,11 @@ __all__ = ["Hooks"]
 
 logger = logging.getLogger("deferred")
 
+MAX_RUNNING = 100
+"""How many asynchronous hooks run at a time: enough for those that wait for a network."""
+MAX_WAITING = 10_000
+"""How many wait for their turn: as many as tasks by default (`max_pending`), each of which may fail."""
+
 _Listeners = tuple[Any, ...]
 
 
@@ -45,7 +52,9 @@ class Hooks:
 
     __slots__ = (
         "_hooks",
+        "_lost",
         "_tasks",
+        "_waiting",
         "closed",
         "deferred",
         "limit",
@@ -60,6 +69,8 @@ class Hooks:
     def __init__(self, hooks: Iterable[Any], limit: float) -> None:
         self._hooks = tuple(hooks)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[Any, Event, Any]] = deque()  # the hook, what it was told, what it returned
+        self._lost = 0  # since there was room last
         self.limit = limit
         self._sort()
 
@@ -99,13 +110,34 @@ class Hooks:
             answer = hook(event)
             if answer is None or not inspect.isawaitable(answer):
                 return
-            task = asyncio.get_running_loop().create_task(self._finish(hook, event, answer))
+            self._run(hook, event, answer)
         except BaseException as error:  # noqa: BLE001  # a hook breaks nothing, SystemExit included
             close_refused(answer)
             _log(hook, event, error)
-        else:
+
+    def _run(self, hook: object, event: Event, answer: Any) -> None:  # of whatever it returns
+        """Let what a hook returned go on: now, in its turn, or not at all."""
+        if len(self._tasks) < MAX_RUNNING:
+            task = asyncio.get_running_loop().create_task(self._finish(hook, event, answer))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._next)
+        elif len(self._waiting) < MAX_WAITING:
+            self._waiting.append((hook, event, answer))
+        else:
+            close_refused(answer)
+            if not self._lost:
+                kind, shown = type(event).__name__, _shown(hook)
+                logger.error("hook %s lost a %s: %d are behind already; it is too slow", shown, kind, MAX_WAITING)
+            self._lost += 1
+
+    def _next(self, task: asyncio.Task[None]) -> None:
+        """Let the next one go on."""
+        self._tasks.discard(task)
+        if self._waiting:
+            self._run(*self._waiting.popleft())
+        elif self._lost:
+            logger.error("slow hooks have lost %d event(s) in all", self._lost)
+            self._lost = 0
 
     async def _finish(self, hook: object, event: Event, answer: Awaitable[object]) -> None:
         limit = asyncio.timeout(self.limit)
@@ -119,14 +151,33 @@ class Hooks:
                 logger.error("hook %s did not finish within %g s on %s; it was cancelled", shown, self.limit, kind)  # noqa: TRY400  # the traceback would be ours
             else:
                 _log(hook, event, error)
+                runner = asyncio.current_task()
+                if runner is not None and runner.cancelling():  # by nobody of ours: the loop is about to end
+                    self._give_up()
+
+    def _give_up(self) -> None:
+        """Tell nobody of those who wait, but tell that."""
+        if self._waiting:
+            late, shown = len(self._waiting), _shown(self._waiting[0][0])
+            logger.error("the end came before %d event(s) were told to slow hooks, the first to %s", late, shown)
+        for _, _, answer in self._waiting:
+            close_refused(answer)
+        self._waiting.clear()
+
+    def forget(self) -> None:
+        """Let go of what ran on a loop that is gone: nothing of it will ever end."""
+        self._tasks.clear()
+        self._give_up()
 
     async def finish(self, grace: float) -> None:
-        """Wait for asynchronous hooks that still run; each has its own limit, all have `grace` more."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=self.limit + grace)
-            for task in late:
-                logger.error("a hook ignores its cancellation and is left behind: %r", task.get_coro())
-                task.cancel()
+        """Wait for asynchronous hooks that still run or wait; each has its own limit, all have `grace` more."""
+        end = asyncio.get_running_loop().time() + self.limit + grace
+        while self._tasks and (left := end - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        self._give_up()
+        for task in self._tasks:
+            logger.error("a hook ignores its cancellation and is left behind: %r", task.get_coro())
+            task.cancel()
 
 
 def _wanted(hook: object) -> tuple[type[Event], ...]:

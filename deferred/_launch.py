@@ -1,17 +1,14 @@
-"""From accepted to settled: start, cancel, settle, drain.
+"""From accepted to running: release, start, cancel, drain.
 
-Rules of this file: `settle` (and `succeed`, its short way) is the one place where a task
-reaches a terminal state, and a task reaches one once; a slot is given back there; everything
-here happens on the event loop.
+Rules of this file: a task starts on a later turn than the one that released it, in the order
+of release; whoever has no slot waits for one; everything here happens on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import weakref
-from asyncio import Future
 from asyncio import _get_running_loop as running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -19,25 +16,18 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from deferred._accept import Acceptance
-from deferred._call import Kind, claimed, close_refused
+from deferred._call import Kind
 from deferred._context import DeferredContext, make_context
 from deferred._drain import Drain
 from deferred._events import (
     ContextOpened,
-    ContextSettled,
     DrainReport,
     Execution,
     Outcome,
-    TaskAbandoned,
-    TaskCancelled,
-    TaskDiscarded,
-    TaskFailed,
-    TaskState,
-    TaskSucceeded,
 )
 from deferred._retry import seconds
 from deferred._run import current_task, find_runner, run_inline, run_plain, run_task
+from deferred._settle import Settlement
 from deferred._task import TaskHandle
 from deferred._unit import UnitOfWork, hosts
 from deferred._watchdog import Watchdog
@@ -53,12 +43,11 @@ _OK = Outcome.SUCCEEDED
 _Task: Any = asyncio.Task  # its eager_start is not in the types of every Python version
 
 
-class Launcher(Acceptance):
-    """Starts, cancels and settles the tasks of one supervisor. Lives as long as it.
+class Launcher(Settlement):
+    """Starts and cancels the tasks of one supervisor. Lives as long as it.
 
     Attributes:
-        succeeded: How many tasks ended well; `unhappy` counts the other endings.
-        drains: The drains under way; `deadline` is the supervisor's own, on the loop's clock.
+        deadline: Of the drain under way, on the loop's clock; None without one.
         grace: Seconds that cancelled tasks have to end.
         stall: Seconds without a turn of the loop that the watchdog reports; None for no watchdog.
     """
@@ -70,12 +59,9 @@ class Launcher(Acceptance):
         "_variables",
         "deadline",
         "drainers",
-        "drains",
         "grace",
         "stall",
-        "succeeded",
         "timeout",
-        "unhappy",
         "watchdog",
         "watched",
     )
@@ -86,9 +72,6 @@ class Launcher(Acceptance):
         self.grace = grace
         self.stall = stall
         self.watchdog: Watchdog | None = None
-        self.succeeded = 0
-        self.unhappy = dict.fromkeys(TaskState, 0)
-        self.drains: list[Drain] = []
         self.drainers: set[TaskHandle[Any]] = set()
         self.watched = 0  # contexts that are being drained
         self.deadline: float | None = None
@@ -101,6 +84,7 @@ class Launcher(Acceptance):
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
         super().bind(loop)
+        self.hooks.forget()
         self.announce()
         self.watch()
         self._pumping = self._releasing = False
@@ -188,8 +172,7 @@ class Launcher(Acceptance):
         loop: Any = self.loop
         direct = _EAGER and self.plain and self.deadline is None and not slots.named and loop.get_task_factory() is None
         left = len(released)
-        if left > _BATCH:
-            left = _BATCH
+        left = min(left, _BATCH)
         while left:
             left -= 1
             task = released.popleft()
@@ -291,9 +274,10 @@ class Launcher(Acceptance):
                 self.look()
                 return
             self._start(task, eager=True)
-        self._schedule_pump()
+        self.pump()
 
-    def _schedule_pump(self) -> None:
+    def pump(self) -> None:
+        """Start those who wait for a slot, from the next turn of the loop on."""
         if not self._pumping and self.loop is not None and not self.loop.is_closed():
             self._pumping = True
             self.loop.call_soon(self._pump, context=self._variables)
@@ -327,92 +311,6 @@ class Launcher(Acceptance):
             runner.cancel()
         return True
 
-    def succeed(self, task: TaskHandle[Any], /) -> None:
-        """Settle a task that has returned: the short way, where nobody waits or watches."""
-        if not self.calm or not task._tracked or task._waiters is not None or task._outcome is not None:
-            self.settle(task, _OK)
-            return
-        task._outcome = _OK
-        task._vars = task._runner = None
-        if task._kind is not _ASYNC and asyncio.iscoroutine(task._work):
-            claimed.discard(task._work)
-        context: Any = task._unit
-        context._finished += 1
-        context._pending -= 1
-        self.slots.busy -= 1
-        self.tasks.discard(task)
-        self.succeeded += 1
-
-    def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
-        """Bring `task` to its end: once, whoever comes first."""
-        if task._outcome is not None:
-            return
-        task._outcome = outcome
-        context: Any = task._unit
-        drains = (*self.drains, *context._drains)
-        self._tell_ending(task, context, outcome)
-        for drain in drains:
-            drain.note(task)
-        self._give_back(task)
-        if task._tracked:
-            task._tracked = False
-            self.tasks.discard(task)
-            context._pending -= 1
-            if self.hooks.settled and context._ended and not context.pending:
-                self.hooks.emit(ContextSettled(context, at=self.now()))
-        task._vars = task._runner = None
-        if task._waiters is not None:
-            _notify(task._waiters)
-        if self._rooms:
-            self.make_room()
-        for drain in drains:
-            drain.wake()
-
-    def _give_back(self, task: TaskHandle[Any]) -> None:
-        """Give back the slot, and what only some tasks hold."""
-        slots = self.slots
-        if task._slot:
-            task._slot = False
-            slots.give(task)
-            if slots.queues:
-                self._schedule_pump()
-        else:
-            slots.drop()
-        detached = task in self.detached
-        if slots.named and (task._tracked or detached):
-            slots.forget(task)
-        if detached:
-            self.detached.discard(task)
-            self.count_room()
-        if task._kind is Kind.AWAITABLE:
-            close_refused(task._work)  # if it was never awaited
-            if asyncio.iscoroutine(task._work):
-                claimed.discard(task._work)
-
-    def _tell_ending(self, task: TaskHandle[Any], context: UnitOfWork, outcome: Outcome) -> None:
-        now, state = self.now(), outcome.state
-        if outcome is _OK:
-            self.succeeded += 1
-            context._finished += 1
-            if self.hooks.succeeded:
-                self.hooks.emit(TaskSucceeded(task, task._attempts, at=now))
-            return
-        self.unhappy[state] += 1
-        if state is TaskState.FAILED:
-            context._failed += 1
-            error: Any = task._error
-            with contextlib.suppress(Exception):  # an error may refuse to be looked at
-                task._trace = error.__traceback__
-            event = TaskFailed(task, error, task._attempts, context.label, context.id, task.site, outcome, at=now)
-            self.hooks.emit(event, (*self.on_error, *context._on_error, *task._options.on_error))
-        elif state is TaskState.CANCELLED:
-            self.hooks.emit(TaskCancelled(task, outcome, at=now))
-        elif state is TaskState.DISCARDED:
-            self.hooks.emit(TaskDiscarded(task, outcome, at=now))
-        else:
-            _leave_behind(task._runner)
-            self.hooks.emit(TaskAbandoned(task, at=now))
-
     # -- waiting ----------------------------------------------------------------------------
 
     async def drain_context(self, context: UnitOfWork, timeout: float | None, /) -> DrainReport:
@@ -432,23 +330,3 @@ class Launcher(Acceptance):
         await self.hooks.finish(self.grace)
         report = drain.report()
         return DrainReport(context._finished, context._failed, report.cancelled, report.abandoned)
-
-
-def _notify(waiters: list[Future[None]]) -> None:
-    for waiter in tuple(waiters):
-        loop = waiter.get_loop()
-        if loop is running_loop():
-            _wake(waiter)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(_wake, waiter)
-
-
-def _wake(waiter: Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _leave_behind(runner: asyncio.Task[None] | None) -> None:
-    """Take an asyncio task off the loop's list, so that `asyncio.run` does not wait for it for ever."""
-    if runner is not None and not runner.done():
-        asyncio._unregister_task(runner)

@@ -100,6 +100,7 @@ async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
             task._value = await task._work
     except BaseException as error:  # noqa: BLE001  # the rule of this file
         runtime.settle(task, _ending(task, error))
+        del task  # its error holds the frame that it was raised in, and that one holds this one
     else:
         runtime.succeed(task)
 

@@ -40,6 +40,7 @@ __all__ = [
     "Unit",
     "When",
     "check_functions",
+    "current_mark",
     "current_unit",
     "new_id",
     "running_task",
@@ -109,6 +110,7 @@ class Unit(Protocol):
 
 
 current_unit: ContextVar[Unit] = ContextVar("deferred_context")
+current_mark: ContextVar[tuple[Unit, Execution] | None] = ContextVar("deferred_execution")
 running_task: ContextVar[TaskHandle[Any] | None] = ContextVar("deferred_task")
 
 

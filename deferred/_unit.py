@@ -28,7 +28,7 @@ from deferred._drain import Drain
 from deferred._events import ContextClosed, ContextSettled, DrainReport, Execution, Outcome, TaskDeferred
 from deferred._hooks import Hooks
 from deferred._stores import STORED
-from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions, current_unit, new_id, running_task
+from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions, current_mark, current_unit, new_id, running_task
 from deferred.exceptions import ContextClosedError
 
 __all__ = ["Host", "UnitOfWork", "hosts"]
@@ -167,8 +167,10 @@ class UnitOfWork:
 
     @property
     def execution(self) -> Execution:
-        """How the route runs its steps: what its decorator says, else ``deferred``."""
-        return (self._root or self).route or Execution.DEFERRED
+        """How steps run here: as the innermost decorator around this code says, else the route's, else ``deferred``."""
+        root = self._root or self
+        mark = current_mark.get(None)
+        return mark[1] if mark is not None and mark[0] is root else root.route or Execution.DEFERRED
 
     @property
     def tasks(self) -> tuple[TaskHandle[Any], ...]:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextvars import Token
 from typing import Any, ParamSpec, TypeVar, cast
 
 from deferred._events import Execution
-from deferred._task import current_unit
+from deferred._task import Unit, current_mark, current_unit
 
 __all__ = ["Execution", "concurrent", "deferred", "fire_and_forget", "sequential"]
 
@@ -86,37 +87,32 @@ def _mark(handler: Callable[P, R], execution: Execution) -> Callable[P, R]:
 
         @functools.wraps(handler)
         async def run(*args: P.args, **kwargs: P.kwargs) -> Any:  # the handler's own
-            outer = _route(execution)
+            outer = _enter(execution)
             try:
                 return await handler(*args, **kwargs)
             finally:
-                _restore(outer)
+                current_mark.reset(outer)
 
         return cast("Callable[P, R]", run)
 
     @functools.wraps(handler)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        outer = _route(execution)
+        outer = _enter(execution)
         try:
             answer: R = handler(*args, **kwargs)
             return answer
         finally:
-            _restore(outer)
+            current_mark.reset(outer)
 
     return cast("Callable[P, R]", call)
 
 
-def _route(execution: Execution) -> Execution | None:
-    """Make the unit of work run its steps this way; return what the code around it had said."""
-    unit = current_unit.get(None)
-    if unit is None:
-        return None
-    outer, unit.route = unit.route, execution
-    return outer
+def _enter(execution: Execution) -> Token[tuple[Unit, Execution] | None]:
+    """Make the unit of work run its steps this way, as far as this function goes.
 
-
-def _restore(outer: Execution | None) -> None:
-    # The outermost mark stays: what the response streams, and tasks, run as the route says.
+    The outermost mark stays with the unit: what the response streams runs as the route says.
+    """
     unit = current_unit.get(None)
-    if unit is not None and outer is not None:
-        unit.route = outer
+    if unit is not None and unit.route is None:
+        unit.route = execution
+    return current_mark.set(None if unit is None else (unit, execution))

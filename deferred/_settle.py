@@ -1,0 +1,162 @@
+"""How a task ends: counted, told, its slot given back.
+
+Rules of this file: `settle` (and `succeed`, its short way) is the one place where a task
+reaches a terminal state, and a task reaches one once; everything here happens on the event loop.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+from asyncio import Future
+from asyncio import _get_running_loop as running_loop
+from typing import Any
+
+from deferred._accept import Acceptance
+from deferred._call import Kind, claimed, close_refused
+from deferred._drain import Drain
+from deferred._events import (
+    ContextSettled,
+    Outcome,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskDiscarded,
+    TaskFailed,
+    TaskState,
+    TaskSucceeded,
+)
+from deferred._task import TaskHandle
+from deferred._unit import UnitOfWork
+
+__all__ = ["Settlement"]
+
+_ASYNC = Kind.ASYNC
+_OK = Outcome.SUCCEEDED
+
+
+class Settlement(Acceptance):
+    """The accounts of one supervisor. Lives as long as it.
+
+    Attributes:
+        succeeded: How many tasks ended well; `unhappy` counts the other endings.
+        drains: The drains under way.
+    """
+
+    __slots__ = ("drains", "succeeded", "unhappy")
+
+    def __init__(self, **acceptance: Any) -> None:
+        super().__init__(**acceptance)
+        self.succeeded = 0
+        self.unhappy = dict.fromkeys(TaskState, 0)
+        self.drains: list[Drain] = []
+
+    @abc.abstractmethod
+    def pump(self) -> None:
+        """Start those who wait for a slot, from the next turn of the loop on."""
+
+    def succeed(self, task: TaskHandle[Any], /) -> None:
+        """Settle a task that has returned: the short way, where nobody waits or watches."""
+        if not self.calm or not task._tracked or task._waiters is not None or task._outcome is not None:
+            self.settle(task, _OK)
+            return
+        task._outcome = _OK
+        task._vars = task._runner = None
+        if task._kind is not _ASYNC and asyncio.iscoroutine(task._work):
+            claimed.discard(task._work)
+        context: Any = task._unit
+        context._finished += 1
+        context._pending -= 1
+        self.slots.busy -= 1
+        self.tasks.discard(task)
+        self.succeeded += 1
+
+    def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
+        """Bring `task` to its end: once, whoever comes first."""
+        if task._outcome is not None:
+            return
+        task._outcome = outcome
+        context: Any = task._unit
+        drains = (*self.drains, *context._drains)
+        self._tell_ending(task, context, outcome)
+        for drain in drains:
+            drain.note(task)
+        self._give_back(task)
+        if task._tracked:
+            task._tracked = False
+            self.tasks.discard(task)
+            context._pending -= 1
+            if self.hooks.settled and context._ended and not context.pending:
+                self.hooks.emit(ContextSettled(context, at=self.now()))
+        task._vars = task._runner = None
+        if task._waiters is not None:
+            _notify(task._waiters)
+        if self._rooms:
+            self.make_room()
+        for drain in drains:
+            drain.wake()
+
+    def _give_back(self, task: TaskHandle[Any]) -> None:
+        """Give back the slot, and what only some tasks hold."""
+        slots = self.slots
+        if task._slot:
+            task._slot = False
+            slots.give(task)
+            if slots.queues:
+                self.pump()
+        else:
+            slots.drop()
+        detached = task in self.detached
+        if slots.named and (task._tracked or detached):
+            slots.forget(task)
+        if detached:
+            self.detached.discard(task)
+            self.count_room()
+        if task._kind is Kind.AWAITABLE:
+            close_refused(task._work)  # if it was never awaited
+            if asyncio.iscoroutine(task._work):
+                claimed.discard(task._work)
+
+    def _tell_ending(self, task: TaskHandle[Any], context: UnitOfWork, outcome: Outcome) -> None:
+        now, state = self.now(), outcome.state
+        if outcome is _OK:
+            self.succeeded += 1
+            context._finished += 1
+            if self.hooks.succeeded:
+                self.hooks.emit(TaskSucceeded(task, task._attempts, at=now))
+            return
+        self.unhappy[state] += 1
+        if state is TaskState.FAILED:
+            context._failed += 1
+            error: Any = task._error
+            with contextlib.suppress(Exception):  # an error may refuse to be looked at
+                task._trace = error.__traceback__
+            event = TaskFailed(task, error, task._attempts, context.label, context.id, task.site, outcome, at=now)
+            self.hooks.emit(event, (*self.on_error, *context._on_error, *task._options.on_error))
+        elif state is TaskState.CANCELLED:
+            self.hooks.emit(TaskCancelled(task, outcome, at=now))
+        elif state is TaskState.DISCARDED:
+            self.hooks.emit(TaskDiscarded(task, outcome, at=now))
+        else:
+            _leave_behind(task._runner)
+            self.hooks.emit(TaskAbandoned(task, at=now))
+
+
+def _notify(waiters: list[Future[None]]) -> None:
+    for waiter in tuple(waiters):
+        loop = waiter.get_loop()
+        if loop is running_loop():
+            _wake(waiter)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(_wake, waiter)
+
+
+def _wake(waiter: Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _leave_behind(runner: asyncio.Task[None] | None) -> None:
+    """Take an asyncio task off the loop's list, so that `asyncio.run` does not wait for it for ever."""
+    if runner is not None and not runner.done():
+        asyncio._unregister_task(runner)

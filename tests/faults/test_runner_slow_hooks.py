@@ -1,0 +1,144 @@
+"""Asynchronous hooks that are slower than what they are told of: bounded, and none lost in silence."""
+
+import asyncio
+import gc
+import logging
+import weakref
+
+import pytest
+
+from deferred import Supervisor
+from deferred._hooks import MAX_RUNNING, MAX_WAITING
+
+pytestmark = pytest.mark.looptime
+
+
+class BoomError(Exception):
+    """What the tasks raise."""
+
+
+async def boom():
+    """Fail."""
+    raise BoomError
+
+
+def defer_failures(supervisor, count):
+    """Defer this many failures in one unit of work."""
+    with supervisor.context() as ctx:
+        for _ in range(count):
+            ctx.defer(boom)
+
+
+async def test_only_so_many_run_at_a_time_and_all_are_told():
+    """A25: a burst of failures is told to a slow hook in turns, each failure once, before the drain is over."""
+    running, most, told = 0, 0, []
+
+    async def slow(event):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.5)
+        running -= 1
+        told.append(event.task.id)
+
+    async with Supervisor(on_error=slow) as supervisor:
+        defer_failures(supervisor, 3 * MAX_RUNNING)
+        await supervisor.drain()
+    assert most == MAX_RUNNING
+    assert len(told) == len(set(told)) == 3 * MAX_RUNNING
+
+
+async def test_beyond_the_line_events_are_lost_aloud(caplog):
+    """A25, A48: what a hook cannot catch up with is bounded; the loss is logged once, with its count at the end."""
+    told = 0
+    gate = asyncio.Event()
+
+    async def stuck(event):
+        nonlocal told
+        told += 1
+        await gate.wait()
+
+    flood = MAX_RUNNING + MAX_WAITING + 7
+    async with Supervisor(on_error=stuck, max_per_context=flood, max_pending=flood) as supervisor:
+        defer_failures(supervisor, flood)
+        while supervisor.stats().failed < flood:
+            await asyncio.sleep(0)
+        assert told == MAX_RUNNING
+        gate.set()
+        await supervisor.drain()
+    assert told == MAX_RUNNING + MAX_WAITING
+    lost = [record.message for record in caplog.records if "lost" in record.message]
+    assert len(lost) == 2
+    assert "it is too slow" in lost[0]
+    assert lost[1] == "slow hooks have lost 7 event(s) in all"
+
+
+async def test_those_whose_turn_never_comes_are_counted(caplog):
+    """A25: a drain does not wait for ever for hooks in line; how many were not told is logged."""
+
+    async def hangs(event):
+        await asyncio.Event().wait()
+
+    loop = asyncio.get_running_loop()
+    async with Supervisor(on_error=hangs, hook_timeout=3, cancel_grace=2) as supervisor:
+        defer_failures(supervisor, 3 * MAX_RUNNING)
+        await supervisor.drain()
+        assert loop.time() == pytest.approx(5)
+    late = MAX_RUNNING
+    assert f"the end came before {late} event(s) were told to slow hooks" in caplog.text
+
+
+def test_hooks_of_a_loop_that_is_gone_take_no_place():
+    """A44: what a closed loop left of slow hooks is forgotten when the next one takes over."""
+    told = []
+
+    async def hook(event):
+        told.append(event)
+
+    async def hangs(event):
+        await asyncio.Event().wait()
+
+    supervisor = Supervisor(on_error=hangs, max_per_context=5000)
+
+    async def first():
+        defer_failures(supervisor, 2 * MAX_RUNNING)
+        while supervisor.stats().failed < 2 * MAX_RUNNING:
+            await asyncio.sleep(0)
+
+    async def second():
+        supervisor.add_hook(hook)
+        async with supervisor:
+            with supervisor.context() as ctx:
+                ctx.defer(asyncio.sleep, 0)
+        assert told
+
+    asyncio.run(first())
+    asyncio.run(second())
+
+
+class Held:
+    """Something whose end can be seen."""
+
+
+async def test_a_failed_task_is_freed_without_the_collector(monkeypatch):
+    """A10: nothing of ours makes a cycle with the error of a task: what it held is free when nobody asks."""
+    monkeypatch.setattr(logging.getLogger("deferred"), "disabled", True)  # pytest keeps what is logged
+    gone = []
+
+    async def fails(held):
+        gone.append(weakref.ref(held))
+        await asyncio.sleep(0)
+        raise BoomError
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                ctx.defer(fails, Held())
+            del ctx
+            await supervisor.drain()
+            assert supervisor.stats().failed == 1
+            assert [reference() for reference in gone] == [None]
+    finally:
+        gc.enable()
