@@ -6,6 +6,8 @@ it is made with, and the section ``Example:`` of a docstring is code, not an adm
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import griffe
 
 __all__ = ["Reference"]
@@ -19,17 +21,36 @@ class Reference(griffe.Extension):
         if obj.docstring is not None:
             obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
 
-    def on_class_members(self, *, cls: griffe.Class, **_: object) -> None:
-        """Add the constructor of a struct that users make: one whose docstring names arguments."""
-        if "__init__" in cls.members or cls.docstring is None or "\nArgs:\n" not in cls.docstring.value:
-            return
-        fields = [
-            griffe.Parameter(
-                name, annotation=member.annotation, kind=griffe.ParameterKind.keyword_only, default=member.value
-            )
-            for name, member in cls.members.items()
-            if isinstance(member, griffe.Attribute)
-        ]
-        first = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
-        made = griffe.Function("__init__", parameters=griffe.Parameters(first, *fields))
-        cls.set_member("__init__", made)
+    def on_package(self, *, pkg: griffe.Module, **_: object) -> None:
+        """Add the constructor of each struct that has no secrets: all its fields are public."""
+        for cls in _classes(pkg):
+            lineage = [*reversed(cls.mro()), cls]
+            fields = {name: field for known in lineage for name, field in _fields(known)}
+            if fields and not any(name.startswith("_") for name in fields) and _is_struct(lineage[0]):
+                kind = griffe.ParameterKind.keyword_only
+                parameters = [
+                    griffe.Parameter(name, annotation=field.annotation, kind=kind, default=field.value)
+                    for name, field in fields.items()
+                ]
+                first = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
+                cls.set_member(
+                    "__init__", griffe.Function("__init__", parameters=griffe.Parameters(first, *parameters))
+                )
+
+
+def _classes(module: griffe.Module) -> Iterator[griffe.Class]:
+    for member in module.members.values():
+        if isinstance(member, griffe.Module):
+            yield from _classes(member)
+        elif isinstance(member, griffe.Class) and "__init__" not in member.members:
+            yield member
+
+
+def _is_struct(root: griffe.Class) -> bool:
+    return any(str(base) in {"msgspec.Struct", "Struct"} for base in root.bases)
+
+
+def _fields(cls: griffe.Class) -> Iterator[tuple[str, griffe.Attribute]]:
+    for name, member in cls.members.items():
+        if isinstance(member, griffe.Attribute) and "property" not in member.labels and member.annotation is not None:
+            yield name, member
