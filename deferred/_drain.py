@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from deferred._events import DrainReport, Outcome, TaskState, UnfinishedTask
-from deferred._task import TaskHandle, Unit
+from deferred._task import Clock, TaskHandle, Unit
 
 __all__ = ["Drain"]
 
@@ -30,6 +30,7 @@ class Drain:
         grace: Seconds between that and abandonment.
         me: The task that drains, if one does: it must not wait for itself.
         drainers: All tasks that drain now; a task does not wait for these either.
+        now: The clock that deadlines and the waits between attempts are told by.
         unit: Wait for the tasks of this context alone.
     """
 
@@ -41,9 +42,11 @@ class Drain:
         *,
         me: TaskHandle[Any] | None,
         drainers: set[TaskHandle[Any]],
+        now: Clock,
         unit: Unit | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._now = now
         self._live = live
         self._unit = unit
         self._me = me
@@ -51,7 +54,7 @@ class Drain:
         self._grace = grace
         self._idle: asyncio.Future[None] | None = None
         self._limit: asyncio.Timeout | None = None
-        self.started = self._loop.time()
+        self.started = now()
         self.deadline = self.started + timeout
         self.finished = 0
         self.failed = 0
@@ -114,7 +117,7 @@ class Drain:
 
     def cut(self) -> None:
         """Wait no longer: cancel what is left, or abandon it when that is done already."""
-        self.deadline = min(self.deadline, self._loop.time())
+        self.deadline = min(self.deadline, self._now())
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(self._loop.time())
 
@@ -129,9 +132,9 @@ class Drain:
             cancel(task, Outcome.CANCELLED_BY_DRAIN)
 
     async def _wait(self, until: float) -> bool:
-        """Wait until nothing is left, at most until this time of the loop's clock."""
+        """Wait until nothing is left, at most until this time of the clock."""
         try:
-            async with asyncio.timeout_at(until) as self._limit:
+            async with asyncio.timeout(until - self._now()) as self._limit:
                 while self._left():
                     self._idle = self._loop.create_future()
                     await self._idle
@@ -142,5 +145,5 @@ class Drain:
         return True
 
     def _record(self, task: TaskHandle[Any]) -> UnfinishedTask:
-        age = max(0.0, self._loop.time() - task._created)
+        age = max(0.0, self._now() - task._created)
         return UnfinishedTask(task.id, task.name, age, task._attempts, task.label, task.site)

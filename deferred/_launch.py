@@ -316,7 +316,9 @@ class Launcher(Settlement):
     async def drain_context(self, context: UnitOfWork, timeout: float | None, /) -> DrainReport:
         """Drain the tasks of one context; the counts are of its whole life."""
         limit = self.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        drain = Drain(self.tasks, limit, self.grace, me=current_task(), drainers=self.drainers, unit=context)
+        drain = Drain(
+            self.tasks, limit, self.grace, me=current_task(), drainers=self.drainers, now=self.now, unit=context
+        )
         context._drains = (*context._drains, drain)
         drain.skip_waits()
         self.watched += 1

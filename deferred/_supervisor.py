@@ -213,12 +213,12 @@ class Supervisor:
             if me is None:
                 return await asyncio.shield(self._draining)
             # The drain that is under way waits for this very task: it waits for the others alone.
-            rest = limit if launcher.deadline is None else max(0.0, min(limit, launcher.deadline - loop.time()))
+            rest = limit if launcher.deadline is None else max(0.0, min(limit, launcher.deadline - launcher.now()))
             return await self._drain_once(rest, me)
         if launcher.loop is not loop:
             launcher.meet(loop, self)
         done = self._draining = loop.create_future()
-        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers)
+        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
         launcher.drains.append(drain)
         launcher.look()
         launcher.deadline = drain.deadline
@@ -235,7 +235,7 @@ class Supervisor:
             self._draining = None
             report = drain.report()
             done.set_result(report)
-            now = loop.time()
+            now = launcher.now()
             launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
         await launcher.hooks.finish(launcher.grace)
         return report
@@ -243,7 +243,7 @@ class Supervisor:
     async def _drain_once(self, limit: float, me: TaskHandle[Any] | None = None) -> DrainReport:
         """Drain without telling anybody, beside a drain that does or after it."""
         launcher = self._launcher
-        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers)
+        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
         launcher.drains.append(drain)
         launcher.look()
         try:
