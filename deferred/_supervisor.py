@@ -140,6 +140,8 @@ class Supervisor:
         _alive.add(self)
         if out_of_scope != "raise":
             self._launcher.announce()
+        for tell in tuple(_newcomers):
+            tell(self)
 
     # -- its life -----------------------------------------------------------------------------
 
@@ -364,6 +366,9 @@ class Supervisor:
 
 
 _alive: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+
+_newcomers: list[Callable[[Supervisor], object]] = []
+"""Who is told of every supervisor that is made: the kits of tests, as long as they watch all."""
 
 
 @atexit.register
