@@ -13,9 +13,12 @@ from typing import Any
 from deferred._retry import seconds
 from deferred.exceptions import EngineError
 
-__all__ = ["Trouble", "persist", "positive", "raw_connection", "stopped_within"]
+__all__ = ["Trouble", "clean", "persist", "positive", "raw_connection", "stopped_within"]
 
 logger = logging.getLogger("deferred")
+
+LONGEST_ERROR = 4000
+"""Characters of an error that are kept."""
 
 SAID_AGAIN = 30.0
 """Seconds before a trouble that lasts is logged again."""
@@ -48,6 +51,11 @@ def shown(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def clean(text: str) -> str:
+    """Return `text` as every store takes it: no NUL, no lone surrogate, no more than a page or two."""
+    return text[:LONGEST_ERROR].replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 def raw_connection(connection: Any) -> Any:
     """Return the driver's own connection inside one of the `databases` package; any other as it is.
 
@@ -62,7 +70,11 @@ def raw_connection(connection: Any) -> Any:
                 "pass `database.connection()`, or what `async with database.connection()` gives"
             )
             raise EngineError(message)
-        return connection.raw_connection
+        try:
+            return connection.raw_connection
+        except AssertionError as error:
+            message = "that connection is not connected: use it inside `async with database.connection()`"
+            raise EngineError(message) from error
     return connection
 
 

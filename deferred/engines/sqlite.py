@@ -35,7 +35,7 @@ from deferred.engines._protocol import (
     Job,
     RetryIn,
 )
-from deferred.engines._support import Trouble, persist, positive, raw_connection
+from deferred.engines._support import Trouble, clean, persist, positive, raw_connection
 from deferred.exceptions import EngineError
 
 __all__ = ["SQLiteEngine"]
@@ -265,9 +265,9 @@ class SQLiteEngine:
             )
         )
         if isinstance(verdict, RetryIn):
-            ending = _Ending(message=verdict.error, note=verdict.note)
+            ending = _Ending(message=clean(verdict.error), note=verdict.note)
         elif isinstance(verdict, Dead):
-            ending = _Ending(message=verdict.error, reason=verdict.reason)
+            ending = _Ending(message=clean(verdict.error), reason=verdict.reason)
         else:
             return
         await store.fail(

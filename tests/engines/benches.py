@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 
+from deferred.engines.postgres import PostgresEngine
 from deferred.engines.sqlite import SQLiteEngine
 from deferred.engines.testing import Bench
 
@@ -29,3 +30,21 @@ def sqlite_bench(path) -> Bench:
             yield connection
 
     return Bench(factory="tests.engines.benches:make_sqlite", argument=str(path), lease=LEASE, transaction=transaction)
+
+
+def make_postgres(url: str) -> PostgresEngine:
+    """Return an engine whose lease is short."""
+    return PostgresEngine(url, lease=LEASE, poll=0.5)
+
+
+def postgres_bench(url) -> Bench:
+    """Return where PostgresEngine is tested."""
+
+    @contextlib.asynccontextmanager
+    async def transaction() -> AsyncIterator[object]:
+        from databases import Database
+
+        async with Database(url) as database, database.connection() as connection, connection.transaction():
+            yield connection
+
+    return Bench(factory="tests.engines.benches:make_postgres", argument=url, lease=LEASE, transaction=transaction)

@@ -1,0 +1,255 @@
+"""PgQueuer's queries, with statements of ours beside its own, and a driver with a listener of its own.
+
+Rules of this file: only the worker that holds a job retries or parks it (PgQueuer's own
+statements do not look); which delivery it is, is read from the log, because a crash leaves
+no other trace; what PgQueuer would delete without having finished it is left to be
+delivered again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeAlias, TypeVar
+
+import asyncpg as untyped  # type: ignore[import-untyped]  # it says what it takes in its documentation
+import msgspec
+from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver, Relay
+from pgqueuer.adapters.persistence.queries import Queries
+from pgqueuer.domain.models import Job as Row
+from pgqueuer.domain.types import QueueManagerId
+from pgqueuer.ports.driver import NotifyCallback
+
+from deferred.engines._protocol import Dead, Job, RetryIn
+
+__all__ = [
+    "LOST",
+    "Connection",
+    "Driver",
+    "Envelope",
+    "Pool",
+    "Statements",
+    "Store",
+    "asyncpg",
+    "columns",
+    "envelope_of",
+]
+
+T = TypeVar("T")
+asyncpg: Any = untyped
+Pool: TypeAlias = Any
+Connection: TypeAlias = Any
+
+LOST: tuple[type[Exception], ...] = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What asyncpg raises when the database is away, or refuses."""
+
+AGAIN = 0.2
+"""Seconds between tries to write a verdict down while the database is away."""
+
+
+class Envelope(msgspec.Struct, omit_defaults=True):
+    """What is kept in a row's headers, under ``deferred``."""
+
+    id: str
+    task: str
+    headers: dict[str, str] = {}
+    note: str = ""
+    reason: str = ""
+    error: str = ""
+
+
+class _Ending(msgspec.Struct, omit_defaults=True):
+    """What a verdict changes in the envelope."""
+
+    note: str = ""
+    reason: str = ""
+    error: str = ""
+
+
+_LOG_SETTLED = """
+insert into @log (job_id, status, entrypoint, priority, traceback)
+select id, status, entrypoint, priority, $4::jsonb from settled
+"""
+_CHOSEN = "status = 'failed' and headers ? 'deferred' and headers->'deferred'->>'id' = any($1::text[])"
+_STATEMENTS = {
+    "retry": """
+with settled as (
+    update @queue set status = 'queued', execute_after = now() + $5::interval, attempts = attempts + 1,
+        updated = now(), queue_manager_id = null,
+        headers = jsonb_set(headers, '{deferred}', (headers->'deferred') || $3::jsonb)
+    where id = $1 and queue_manager_id = $2 and status = 'picked'
+    returning id, status, entrypoint, priority
+) @log_settled
+""",
+    "park": """
+with settled as (
+    update @queue set status = 'failed', updated = now(), queue_manager_id = null, dedupe_key = null,
+        headers = jsonb_set(headers, '{deferred}', (headers->'deferred') || $3::jsonb)
+    where id = $1 and queue_manager_id = $2 and status = 'picked'
+    returning id, status, entrypoint, priority
+) @log_settled
+""",
+    "numbers": """
+select job_id,
+    count(*) filter (where status = 'picked') - count(*) filter (where traceback->>'uncounted' is not null) as number
+from @log l
+where job_id = any($1::bigint[])
+    and id > coalesce((select max(id) from @log f where f.job_id = l.job_id and f.status = 'failed'), 0)
+group by job_id
+""",
+    "live": """
+select headers->'deferred'->>'id' as id from @queue where dedupe_key = $1 and status in ('queued', 'picked')
+""",
+    "dead": """
+select q.*, (select count(*) filter (where status = 'picked') from @log where job_id = q.id) as number
+from @queue q
+where status = 'failed' and headers ? 'deferred'
+    and ($1::text[] is null or headers->'deferred'->>'id' = any($1::text[]))
+order by updated desc, id desc limit $2
+""",
+    "requeue": """
+with settled as (
+    update @queue set status = 'queued', execute_after = now(), updated = now(), attempts = 0,
+        headers = jsonb_set(headers, '{deferred}', (headers->'deferred') - array['note', 'reason', 'error'])
+    where @chosen returning id, status, entrypoint, priority, headers
+), logged as (
+    insert into @log (job_id, status, entrypoint, priority) select id, status, entrypoint, priority from settled
+)
+select headers->'deferred'->>'id' as id from settled
+""",
+    "delete": "delete from @queue where @chosen returning headers->'deferred'->>'id' as id",
+    "depth": """
+select status::text as status, count(*) as number from @queue
+where headers ? 'deferred' and ($1::text[] is null or entrypoint = any($1::text[]))
+group by status
+""",
+    "prune": """
+delete from @log where id in (
+    select id from @log l
+    where created < now() - $1::interval and not exists (select 1 from @queue q where q.id = l.job_id)
+    order by created limit $2
+)
+""",
+}
+
+
+class Statements:
+    """Our SQL, with the names that PgQueuer is configured with. Lives as long as the engine."""
+
+    def __init__(self, queries: Queries) -> None:
+        names = queries.qbe.qualified
+        self.queue = names.queue_table
+        parts = {
+            "@log_settled": _LOG_SETTLED,
+            "@chosen": _CHOSEN,
+            "@log": names.queue_table_log,
+            "@queue": names.queue_table,
+        }
+        self._texts: dict[str, str] = {}
+        for name, template in _STATEMENTS.items():
+            text = template
+            for part, value in parts.items():
+                text = text.replace(part, value)
+            self._texts[name] = text
+
+    def __getitem__(self, name: str) -> str:
+        """Return a statement."""
+        return self._texts[name]
+
+
+class Driver(AsyncpgPoolDriver):
+    """The pool for queries, and a connection of its own for notifications. Lives as long as one manager."""
+
+    def __init__(self, pool: Pool, listener: Connection) -> None:
+        super().__init__(pool)
+        self._listener = listener
+
+    async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
+        """Listen on our own connection, whose end we are told of."""
+        await self._listener.add_listener(channel, Relay(callback))
+
+
+class Store(Queries):
+    """PgQueuer's queries for one manager: numbered deliveries, fenced verdicts. Lives as long as it.
+
+    Args:
+        driver: The connections.
+        statements: Our SQL.
+        patience: Seconds during which a verdict is written again and again.
+        tell: Told what keeps it from being written.
+    """
+
+    def __init__(
+        self, driver: Driver, statements: Statements, patience: float, tell: Callable[[str, BaseException], None]
+    ) -> None:
+        super().__init__(driver)
+        self._statements = statements
+        self._patience = patience
+        self._tell = tell
+        self._settled: dict[int, Row] = {}  # by identity: a job may be here twice
+        self.numbers: dict[int, int] = {}
+        self.manager: QueueManagerId | None = None
+
+    async def dequeue(self, *args: Any, **kwargs: Any) -> list[Row]:
+        """Claim jobs, and look up which deliveries these are."""
+        rows = await super().dequeue(*args, **kwargs)
+        if rows:
+            found = await self.driver.fetch(self._statements["numbers"], [row.id for row in rows])
+            for each in found:
+                self.numbers[int(str(each["job_id"]))] = int(str(each["number"]))
+        return rows
+
+    async def log_jobs(self, job_status: list[Any]) -> None:
+        """Delete the finished; a job that ended in any other way is ours to settle, or its lease ends."""
+        finished: list[Any] = [
+            (row, status, trace)
+            for row, status, trace in job_status
+            if self._settled.pop(id(row), None) is None and status == "successful"
+        ]
+        if finished:
+            await self._stubbornly(lambda: super(Store, self).log_jobs(finished))
+
+    async def settle(self, row: Row, verdict: RetryIn | Dead, *, counted: bool = True) -> None:
+        """Retry or park a job, if it is still this manager's."""
+        self._settled[id(row)] = row
+        trace = msgspec.json.encode({"error": verdict.error} if counted else {"uncounted": True}).decode()
+        holder = (row.id, self.manager)
+        if isinstance(verdict, RetryIn):
+            ending = msgspec.json.encode(_Ending(verdict.note, "", verdict.error)).decode()
+            delay = timedelta(seconds=verdict.delay)
+            await self._stubbornly(
+                lambda: self.driver.execute(self._statements["retry"], *holder, ending, trace, delay)
+            )
+        else:
+            ending = msgspec.json.encode(_Ending("", verdict.reason, verdict.error)).decode()
+            await self._stubbornly(lambda: self.driver.execute(self._statements["park"], *holder, ending, trace))
+
+    async def _stubbornly(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write a verdict down, though the database may be away for a while; after the lease it is too late."""
+        deadline = asyncio.get_running_loop().time() + self._patience
+        while True:
+            try:
+                return await write()
+            except LOST as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                self._tell("writing a verdict", error)
+            await asyncio.sleep(AGAIN)
+
+
+def columns(jobs: list[Job]) -> tuple[list[Any], ...]:
+    """Return the jobs as the columns that PgQueuer inserts."""
+    return (
+        [job.queue for job in jobs],
+        [job.payload for job in jobs],
+        [0] * len(jobs),
+        [timedelta(seconds=job.delay) for job in jobs],
+        [job.key for job in jobs],
+        [{"deferred": msgspec.to_builtins(Envelope(job.id, job.name, job.headers))} for job in jobs],
+    )
+
+
+def envelope_of(row: Row) -> Envelope:
+    """Return what a row's headers hold; raise msgspec.ValidationError if it is not one of ours."""
+    return msgspec.convert((row.headers or {}).get("deferred"), Envelope)
