@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar
 
-import asyncpg as untyped  # type: ignore[import-untyped]  # it says what it takes in its documentation
+import asyncpg as untyped  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]  # its documentation has its types
 import msgspec
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver, Relay
 from pgqueuer.adapters.persistence.queries import Queries
