@@ -53,7 +53,7 @@ class PostgresEngine:
         ('asyncpg', 'databases')
     """
 
-    capabilities = Capabilities(durable=True, joins=("asyncpg", "databases"))
+    capabilities: Capabilities = Capabilities(durable=True, joins=("asyncpg", "databases"))
 
     def __init__(
         self,
