@@ -62,11 +62,13 @@ def defer(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[
     Raises:
         NoCurrentContextError: There is none, and the supervisor's ``out_of_scope`` is ``"raise"``.
     """
-    context = current_unit.get(None)
-    if context is not None:
-        root: Any = context  # contexts alone are ever put there
-        return root._register(func, args, kwargs, root._options, copy_context(), _getframe(1))  # type: ignore[no-any-return]  # as above
-    return _register(check_callable(func), func, args, kwargs, _getframe(1), Execution.DEFERRED)
+    try:
+        root: Any = current_unit.get()  # contexts alone are ever put there
+    except LookupError:
+        root = None
+    if root is None:
+        return _register(check_callable(func), func, args, kwargs, _getframe(1), Execution.DEFERRED)
+    return root._register(func, args, kwargs, root._options, copy_context(), _getframe(1))  # type: ignore[no-any-return]  # as above
 
 
 def wait_until(awaitable: Awaitable[T], /) -> TaskHandle[T]:

@@ -152,17 +152,14 @@ class Launcher(Settlement):
         """Launch what has waited in `context`, from the next turn of the loop on."""
         self._released.extend(context._waiting or ())
         context._waiting = None
-        if not self._releasing:
-            self._schedule_release()
-
-    def _schedule_release(self) -> None:
-        """Launch what was released on the next turn, in variables of nobody's."""
+        if self._releasing:
+            return
         loop: Any = self.loop
         try:
-            loop.call_soon(self._launch_released, context=self._variables)
+            loop.call_soon(self._launch_released, context=self._variables)  # in nobody's variables
             self._releasing = True
         except RuntimeError:
-            if not loop.is_closed():  # else it stays unfinished, and is told as that
+            if not loop.is_closed():  # else they stay unfinished, and are told as that
                 raise
 
     def _launch_released(self) -> None:
@@ -198,7 +195,8 @@ class Launcher(Settlement):
             else:
                 self._launch_decided(task)
         if released:
-            self._schedule_release()
+            self._releasing = True
+            loop.call_soon(self._launch_released, context=self._variables)
 
     def _launch_decided(self, task: TaskHandle[Any]) -> None:
         context: Any = task._unit

@@ -94,10 +94,12 @@ async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
     if runtime.hooks.started:
         runtime.hooks.emit(TaskStarted(task, 1, at=runtime.now()))
     try:
-        if task._kind is _ASYNC:
+        if task._kind is not _ASYNC:
+            task._value = await task._work
+        elif task._kwargs:
             task._value = await task._work(*task._args, **task._kwargs)
         else:
-            task._value = await task._work
+            task._value = await task._work(*task._args)
     except BaseException as error:  # noqa: BLE001  # the rule of this file
         runtime.settle(task, _ending(task, error))
         del task  # its error holds the frame that it was raised in, and that one holds this one

@@ -119,15 +119,18 @@ class DeferredMiddleware:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
             answered = await exchange.absorb(error, scope)
+            exchange.let_go(kind)
             if self._stays:
                 await exchange.drained()
             if not answered:
                 raise
         else:
-            if exchange._decided and not exchange._pending and exchange._held is None and not launcher.hooks.settled:
-                exchange._ended = True  # what finish() does, in most cases
+            if exchange._decided and exchange._held is None and not launcher.hooks.settled:
+                exchange._ended = True  # what end() does, in most cases
             else:
                 exchange.finish(scope)
+            if exchange._pending:
+                exchange.let_go(kind)
         finally:
             current_unit.reset(token)
             if KEY in scope:  # unless the app has cleared it
@@ -236,9 +239,11 @@ class Exchange(DeferredContext):
         if self._status is None and scope["type"] == "http" and not self._decided:
             self._status = 500  # what every server answers for an app that sent nothing
         self.end()
-        if self._pending:  # its tasks hold it, and it must not hold the connection
-            self._receive = _http_is_over if scope["type"] == "http" else _websocket_is_over
-            self._send = _too_late
+
+    def let_go(self, kind: str) -> None:
+        """Let go of the connection: the app call is over, and pending tasks hold this context."""
+        self._receive = _http_is_over if kind == "http" else _websocket_is_over
+        self._send = _too_late
 
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
         """End the context with `error`; answer a rejection with 503 and say True, else leave it to the server."""
