@@ -101,7 +101,7 @@ class DeferredMiddleware:
         self._stays = lifetime == "request"
         self._launcher = self.supervisor._launcher
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901  # the hot path: no calls
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912  # the hot path: no calls
         """Serve one scope."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or KEY in scope:  # noqa: PLR1714  # no set, no hashing: the hot path
