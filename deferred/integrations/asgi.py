@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, MutableMapping
+from sys import exception
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from deferred._context import DeferredContext
@@ -17,7 +18,7 @@ from deferred._current import current_context
 from deferred._stores import STORED, stored
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
-from deferred.exceptions import NoCurrentContextError
+from deferred.exceptions import NoCurrentContextError, TaskRejectedError
 from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
 from deferred.integrations._servers import Served
 
@@ -85,6 +86,8 @@ class DeferredMiddleware:
         >>> app = DeferredMiddleware(app)
     """
 
+    _insists = False  # whether to answer rejections that the app has answered itself, with a 500
+
     def __init__(
         self,
         app: ASGIApp,
@@ -128,6 +131,8 @@ class DeferredMiddleware:
             if exchange._decided and exchange._held is None and not launcher.hooks.settled:
                 exchange._ended = True  # what end() does, in most cases
             else:
+                if exchange._trailing and type(exchange._send) is _Kept:
+                    await exchange.resolve(raised=self._insists)
                 exchange.finish(scope)
             if exchange._pending:
                 exchange.let_go(kind)
@@ -199,9 +204,11 @@ class Exchange(DeferredContext):
                 return self._send(message)
             return self._send_last(message)
         if kind == "http.response.start":
-            self._status = message.get("status")
+            self._status = status = message.get("status")
             if "trailers" in message:
                 self._trailing = message["trailers"]
+            if status == _SERVER_ERROR and (error := exception()) and (rejection := rejection_in(error)):
+                self._send, self._trailing = _Kept(self._send, rejection), True
             return self._send(message)
         return self._send_last(message) if self._is_last(kind, message) else self._send(message)
 
@@ -250,25 +257,61 @@ class Exchange(DeferredContext):
         if self._error is None and not self._decided:
             self._error = error
         rejection = rejection_in(error)
-        if rejection is None or self._status is not None or scope["type"] != "http":
+        try:
+            if type(self._send) is _Kept:
+                return await self.resolve(raised=rejection is not None)
+            if rejection is None or self._status is not None or scope["type"] != "http":
+                return False
+            await self._refuse(rejection)
+            return True
+        finally:
             self.finish(scope)
-            return False
+
+    async def resolve(self, *, raised: bool) -> bool:
+        """Send what was kept back, or 503 in its place where the rejection was raised after all."""
+        kept = cast("_Kept", self._send)
+        self._send, self._trailing = kept.send, False
+        if raised:
+            await self._refuse(kept.rejection)
+        else:
+            for message in kept.messages:
+                if message["type"] == "http.response.start":
+                    self._trailing = message.get("trailers", False)
+                    await self._send(message)
+                else:
+                    await self.send(message)
+        return raised
+
+    async def _refuse(self, rejection: TaskRejectedError) -> None:
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", str(len(OVERLOADED)).encode()),
             (b"retry-after", retry_after(rejection).encode()),
         ]
-        try:
-            await self.send({"type": "http.response.start", "status": 503, "headers": headers})
-            await self.send({"type": "http.response.body", "body": OVERLOADED.encode()})
-        finally:
-            self.finish(scope)
-        return True
+        await self.send({"type": "http.response.start", "status": 503, "headers": headers})
+        await self.send({"type": "http.response.body", "body": OVERLOADED.encode()})
+
+
+class _Kept:
+    """What an app answers to a rejection before it raises it to the server, as Starlette does.
+
+    Lives as long as the app call: only its end tells whether the answer is the app's last word.
+    """
+
+    def __init__(self, send: Send, rejection: TaskRejectedError) -> None:
+        self.send = send
+        self.rejection = rejection
+        self.messages: list[Message] = []
+
+    async def __call__(self, message: Message) -> None:
+        """Keep a message back."""
+        self.messages.append(message)
 
 
 make_exchange: Callable[..., Exchange] = stored(Exchange)
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 _GOOD_CLOSES = frozenset({1000, 1001})
+_SERVER_ERROR = 500
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 

@@ -15,6 +15,7 @@ from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
+from deferred.integrations._rejection import rejection_in
 from deferred.integrations.asgi import deferred_from
 
 __all__ = ["DeferredQuart", "deferred_from"]
@@ -70,6 +71,7 @@ class DeferredQuart:
         asgi_app.asgi_app = asgi.DeferredMiddleware(asgi_app.asgi_app, self.supervisor)
         answers = app.error_handler_spec[None][None]
         answers.setdefault(TaskRejectedError, _answer_rejection)
+        answers.setdefault(ExceptionGroup, _answer_group)
         got_websocket_exception.connect(_note_failure, app)
 
 
@@ -78,6 +80,13 @@ async def _answer_rejection(error: TaskRejectedError) -> Response:
     return Response(
         "the service is overloaded, try again later", 503, headers, content_type="text/plain; charset=utf-8"
     )
+
+
+async def _answer_group(error: ExceptionGroup[Exception]) -> Response:
+    rejection = rejection_in(error)
+    if rejection is None:
+        raise error  # Quart goes on as if nobody had asked for groups
+    return await _answer_rejection(rejection)
 
 
 async def _note_failure(_app: Quart, **_details: Any) -> None:

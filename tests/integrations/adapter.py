@@ -30,13 +30,14 @@ Its lifespan calls ``script.opening()`` and ``script.closing()``. Nothing else a
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
 
 import pytest
 
 from deferred import Supervisor
 from deferred.integrations.asgi import DeferredMiddleware
-from tests.integrations.asgi_client import Client
+from tests.integrations.asgi_client import Client, serving
 from tests.integrations.script import Script
 
 OK = ["/plain", "/behind", "/stream", "/sync", "/nothing", "/not-modified", "/redirect", "/mounted/plain"]
@@ -63,6 +64,10 @@ class Adapter:
     def client(self, app: Any, **options: Any) -> Client:
         """Return a client of the app."""
         return Client(app, **options)
+
+    def serving(self, app: Any) -> AbstractAsyncContextManager[int]:
+        """Serve the app by a real server; give the port."""
+        return serving(app)
 
     def wrap_again(self, app: Any, supervisor: Supervisor) -> Any:
         """Put the integration around an app that has it already."""

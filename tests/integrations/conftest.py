@@ -2,7 +2,8 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.integrations.promises_app", "tests.integrations.promises_work")
+PROMISES = ("app", "background", "overload", "server", "work")
+pytest.register_assert_rewrite(*(f"tests.integrations.promises_{part}" for part in PROMISES))
 
 from tests.integrations.script import Script  # noqa: E402  # the line above comes before any import of these
 
