@@ -262,9 +262,16 @@ class Acceptance(abc.ABC):
         self.on_loop(self.hooks.emit, TaskRejected(task.name, context, error, at=self.now()))
         raise error
 
-    def room(self, context: UnitOfWork, name: str, /) -> Future[None] | None:
-        """Return what to wait for while a limit is reached and the policy is ``"wait"``."""
-        if self.overflow != "wait" or self._full(context, name) is None:
+    def room(self, context: UnitOfWork, name: str, /, *, patient: bool = False) -> Future[None] | None:
+        """Return what to wait for while a limit is reached and the policy is ``"wait"``.
+
+        Args:
+            context: What the work belongs to.
+            name: That of the task to be.
+            patient: Wait by the policy ``"reject"`` too: there is nobody left to answer.
+        """
+        waits = self.overflow == "wait" or (patient and self.overflow == "reject")
+        if not waits or self._full(context, name) is None:
             return None
         if not context.closed and context.pending and len(context._waiting or ()) >= context.pending:
             return None  # all of them wait for the handler that would wait for them: it is refused

@@ -103,6 +103,19 @@ def _register(
     return context._register_slowly(kind, work, args, kwargs, options, frame, execution)
 
 
+def context_outside(policy: str) -> DeferredContext:
+    """Return the context of work that belongs to no unit of work, if that is the policy here.
+
+    Raises:
+        NoCurrentContextError: It is not.
+    """
+    host = _host_outside()
+    if host.out_of_scope != policy:
+        message = f"work outside any unit of work is not run here: out_of_scope is {host.out_of_scope!r}"
+        raise NoCurrentContextError(message)
+    return cast("DeferredContext", host.ambient)
+
+
 def _host_outside() -> Host:
     """Return the supervisor that decides where there is no context, or raise."""
     running = running_loop()

@@ -92,7 +92,7 @@ class Host(Protocol):
         """Run `task` inside the caller's own task, raising its error."""
         ...
 
-    def room(self, context: UnitOfWork, name: str, /) -> Future[None] | None:
+    def room(self, context: UnitOfWork, name: str, /, *, patient: bool = False) -> Future[None] | None:
         """Return what to wait for until a limit may be below its bound; None when it is."""
         ...
 

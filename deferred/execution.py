@@ -76,6 +76,14 @@ def deferred(handler: Callable[P, R]) -> Callable[P, R]:
     return _mark(handler, Execution.DEFERRED)
 
 
+def execution_of(handler: object) -> Execution | None:
+    """Return the execution that a handler is marked with; None when it has no mark."""
+    return getattr(handler, _MARK, None)
+
+
+_MARK = "__execution__"
+
+
 def _mark(handler: Callable[P, R], execution: Execution) -> Callable[P, R]:
     if not inspect.isroutine(handler):
         message = (
@@ -93,6 +101,7 @@ def _mark(handler: Callable[P, R], execution: Execution) -> Callable[P, R]:
             finally:
                 current_mark.reset(outer)
 
+        setattr(run, _MARK, execution)
         return cast("Callable[P, R]", run)
 
     @functools.wraps(handler)
@@ -104,6 +113,7 @@ def _mark(handler: Callable[P, R], execution: Execution) -> Callable[P, R]:
         finally:
             current_mark.reset(outer)
 
+    setattr(call, _MARK, execution)
     return cast("Callable[P, R]", call)
 
 
