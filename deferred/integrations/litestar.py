@@ -1,5 +1,7 @@
 """Litestar: a plugin that injects the context and drains before the app's resources close.
 
+Works with Litestar 2.23 to 2.25, and is written for 3.0, which has all that it uses.
+
 Route middleware never sees the lifespan in Litestar, and ``on_shutdown`` runs after every
 lifespan manager has closed: so the plugin opens and drains in a lifespan manager of its own,
 which is entered last and left first.
@@ -7,35 +9,43 @@ which is entered last and left first.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
-from litestar import Litestar, Request, Response
+from litestar import Litestar, Request, Response, background_tasks
 from litestar.config.app import AppConfig
 from litestar.di import Provide
 from litestar.enums import MediaType
 from litestar.middleware import ASGIMiddleware
-from litestar.plugins import InitPlugin
+from litestar.plugins import CLIPlugin, InitPlugin
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from deferred._call import check_callable
 from deferred._context import DeferredContext
 from deferred._supervisor import Supervisor
 from deferred.exceptions import TaskRejectedError
+from deferred.execution import Execution, execution_of
 from deferred.integrations import asgi
+from deferred.integrations._background import Work, caller, hand_over
 from deferred.integrations._rejection import OVERLOADED, retry_after
 from deferred.integrations._servers import Served
 from deferred.integrations.asgi import deferred_from
 
-__all__ = ["DeferredPlugin", "deferred_from"]
+if TYPE_CHECKING:
+    from click import Group
 
+__all__ = ["BackgroundTask", "BackgroundTasks", "DeferredPlugin", "deferred_from"]
 
-class DeferredPlugin(InitPlugin):
+P = ParamSpec("P")
+
+class DeferredPlugin(InitPlugin, CLIPlugin):
     """Give every handler of a Litestar app a context, and drain at shutdown.
 
     Handlers get it injected under the name of `dependency`, annotated as
     `NamedDependency[DeferredContext]` or plainly `DeferredContext`. A handler whose work is
-    rejected by a limit is answered with 503 and ``Retry-After``.
+    rejected by a limit is answered with 503 and ``Retry-After``. ``litestar deferred routes``
+    shows how each route runs its steps, ``litestar deferred settings`` what its work is limited by.
 
     Args:
         supervisor: The owner of the work; one with default settings when None.
@@ -70,6 +80,23 @@ class DeferredPlugin(InitPlugin):
         app_config.signature_namespace.setdefault("DeferredContext", DeferredContext)
         return app_config
 
+    def on_cli_init(self, cli: Group) -> None:
+        """Add ``litestar deferred``."""
+
+        @cli.group("deferred")
+        def group() -> None:
+            """Background work: how routes run their steps, and what limits it."""
+
+        @group.command("routes")
+        def routes(app: Litestar) -> None:  # pyright: ignore[reportUnusedFunction]  # click has it
+            """Show how each route runs the steps of `ctx.run`."""
+            _show(_executions(app))
+
+        @group.command("settings")
+        def settings() -> None:  # pyright: ignore[reportUnusedFunction]  # click has it
+            """Show the limits and times in force."""
+            _show(_settings(self.supervisor))
+
     @asynccontextmanager
     async def _lifespan(self, _app: Litestar) -> AsyncGenerator[None, None]:
         async with Served(self.supervisor):
@@ -84,8 +111,14 @@ class _Middleware(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Serve one request or websocket."""
-        app = asgi.DeferredMiddleware(cast("asgi.ASGIApp", next_app), self._supervisor)
+        app = _Answering(cast("asgi.ASGIApp", next_app), self._supervisor)
         await app(cast("asgi.Scope", scope), cast("asgi.Receive", receive), cast("asgi.Send", send))
+
+
+class _Answering(asgi.DeferredMiddleware):
+    """The same, where the framework answers for whatever a handler raises."""
+
+    _insists = True
 
 
 def _provide_context(scope: Scope) -> DeferredContext:
@@ -99,3 +132,103 @@ def _answer_rejection(_request: Request[Any, Any, Any], error: TaskRejectedError
         media_type=MediaType.TEXT,
         headers={"Retry-After": retry_after(error)},
     )
+
+
+class BackgroundTask(background_tasks.BackgroundTask):
+    """Litestar's `BackgroundTask`, run on the context of the request it was sent with.
+
+    It is registered when the response that carries it is out: it is retried as the supervisor's
+    default says, its failure is logged and told to the hooks, and the shutdown waits for it.
+    Without the plugin it runs as Litestar's own does, and one warning says so. It lives as long
+    as its response, or as the route that it was given to.
+
+    Example:
+        >>> response = Response("now", background=BackgroundTask(print, "after the answer"))
+    """
+
+    __slots__ = ("_func", "_site")
+
+    def __init__(self, fn: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        check_callable(fn)
+        super().__init__(fn, *args, **kwargs)
+        self._func = fn
+        self._site = caller()
+
+    async def __call__(self) -> None:
+        """Hand the task over to the context; run it here where there is none."""
+        if await hand_over(self._works()):
+            await super().__call__()
+
+    def _works(self) -> Iterator[Work]:
+        yield Work(self._func, self.args, self.kwargs, self._site)
+
+
+class BackgroundTasks(background_tasks.BackgroundTasks):
+    """Litestar's `BackgroundTasks`, run on the context of the request they were sent with.
+
+    They run one after the other, or all at once with `run_in_task_group`; either way a failure
+    stops no other. It lives as long as its response, or as the route that it was given to.
+
+    Example:
+        >>> tasks = BackgroundTasks([BackgroundTask(print, "first"), BackgroundTask(print, "second")])
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        tasks: Iterable[background_tasks.BackgroundTask],
+        run_in_task_group: bool = False,  # noqa: FBT001, FBT002  # as Litestar's own
+    ) -> None:
+        super().__init__(list(tasks), run_in_task_group)
+
+    async def __call__(self) -> None:
+        """Hand the tasks over to the context; run here what it does not take."""
+        left = await hand_over(self._works(), ordered=not self.run_in_task_group)
+        if left:
+            tasks = [background_tasks.BackgroundTask(work.func, *work.args, **work.kwargs) for work in left]
+            await background_tasks.BackgroundTasks(tasks, self.run_in_task_group)()
+
+    def _works(self) -> Iterator[Work]:
+        for task in self.tasks:
+            call: Any = type(task).__call__
+            if isinstance(task, BackgroundTask | BackgroundTasks) and call in _OURS:
+                yield from task._works()
+            elif call is background_tasks.BackgroundTask.__call__:
+                yield Work(task.fn, task.args, task.kwargs)
+            else:  # it knows best what calling it does
+                yield Work(task)
+
+
+_OURS = (BackgroundTask.__call__, BackgroundTasks.__call__)
+
+
+def _executions(app: Litestar) -> Iterator[tuple[str, str, str]]:
+    for route in sorted(app.routes, key=lambda route: route.path):
+        for handler in getattr(route, "route_handlers", None) or [getattr(route, "route_handler", None)]:
+            function = getattr(handler, "fn", None)
+            if not getattr(function, "__module__", "litestar").startswith("litestar."):  # not its own pages
+                methods = ",".join(sorted(getattr(handler, "http_methods", ()))) or "WEBSOCKET"
+                yield methods, route.path, (execution_of(function) or Execution.DEFERRED).value
+
+
+def _settings(supervisor: Supervisor) -> Iterator[tuple[str, str]]:
+    launcher = supervisor._launcher
+    slots, options = launcher.slots, launcher.options
+    yield "max_running", str(slots.max_running)
+    yield "max_pending", str(launcher.max_pending)
+    yield "max_per_context", str(launcher.max_per_context)
+    yield "overflow", launcher.overflow
+    for name, named in slots._named.items():
+        yield f"limits[{name!r}]", str(named.limit)
+    yield "retry", str(options.retry)
+    yield "timeout", "None" if options.timeout is None else f"{options.timeout:g} s"
+    yield "drain_timeout", f"{launcher.timeout:g} s"
+    yield "cancel_grace", f"{launcher.grace:g} s"
+
+
+def _show(rows: Iterable[tuple[str, ...]]) -> None:
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201  # it talks to a terminal
