@@ -25,8 +25,9 @@ from deferred._events import Execution
 from deferred._offload import shares_memory
 from deferred._supervisor import Supervisor
 from deferred._task import TaskHandle
-from deferred.exceptions import NoCurrentContextError, TaskRejectedError
+from deferred.exceptions import NoCurrentContextError
 from deferred.integrations import asgi
+from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
 
 __all__ = ["deferred_from", "get_asgi_application"]
 
@@ -90,13 +91,9 @@ class _Handler(ASGIHandler):
     def process_exception_by_middleware(self, exception: Exception, request: HttpRequest) -> Any:
         """Ask the project's middleware first."""
         response: Any = super().process_exception_by_middleware(exception, request)
-        if response is None and isinstance(exception, TaskRejectedError):
-            return HttpResponse(
-                "the service is overloaded, try again later",
-                status=503,
-                content_type="text/plain; charset=utf-8",
-                headers={"Retry-After": str(max(1, round(exception.retry_after)))},
-            )
+        if response is None and (rejection := rejection_in(exception)) is not None:
+            headers = {"Retry-After": retry_after(rejection)}
+            return HttpResponse(OVERLOADED, status=503, content_type="text/plain; charset=utf-8", headers=headers)
         return response
 
 

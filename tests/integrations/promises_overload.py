@@ -12,7 +12,7 @@ from tests.integrations.asgi_client import idle, turns
 from tests.integrations.script import BoomError
 
 one_a_request = pytest.mark.parametrize("supervisor", [{"max_per_context": 1}], indirect=True)
-ROUTES = ["/plain", "/sync", "/behind", "/stream"]
+ROUTES = ["/plain", "/sync", "/stream"]
 
 
 class OverloadPromises(Base):
