@@ -173,6 +173,10 @@ random: $(VENV)/.dev-stamp ## run the suite in 20 random orders, until one fails
 			echo "Failed: make test ARGS='--randomly-seed=$$seed $(ARGS)'" >&2; exit 1; }; \
 	done
 
+.PHONY: compat
+compat: $(VENV)/.dev-stamp ## run the integrations' tests on the lowest and newest framework versions (ARGS="--only starlette")
+	@exec $(PY) tests/compat/run.py $(ARGS)
+
 .PHONY: print-python
 print-python: ## print the Python that the environment would be made with
 	@$(FIND); echo "$$found"

@@ -13,6 +13,7 @@ tasks, which they get injected as FastAPI's own::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import fastapi
@@ -65,7 +66,13 @@ async def _provide(carrier: fastapi.BackgroundTasks) -> _BackgroundTasks:
     return tasks
 
 
+def _make(tasks: Sequence[background.BackgroundTask] | None = None) -> _BackgroundTasks:
+    return _BackgroundTasks(tasks)
+
+
 if TYPE_CHECKING:
     BackgroundTasks: TypeAlias = _BackgroundTasks
-else:  # FastAPI injects what an annotation depends on, and calling it makes one
-    BackgroundTasks = Annotated[_BackgroundTasks, Depends(_provide)]
+else:
+    # FastAPI injects what an annotation depends on, and calling it makes one. It annotates no
+    # class of ours: FastAPI took no dependency for any of its own special classes until lately.
+    BackgroundTasks = Annotated[_make, Depends(_provide)]
