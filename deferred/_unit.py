@@ -331,8 +331,10 @@ class UnitOfWork:
         options: TaskOptions,
         frame: FrameType,
         execution: Execution,
+        *,
+        held: bool = False,
     ) -> TaskHandle[Any]:
-        """Accept any work from anywhere, or refuse it."""
+        """Accept any work from anywhere, or refuse it; leave it to the caller to launch what is `held`."""
         host = self._host
         loop = running_loop()
         try:
@@ -355,7 +357,7 @@ class UnitOfWork:
             raise
         if accepted:
             if loop is not None:
-                self._arrive(task)
+                self._arrive(task, held=held)
             elif host.loop is not None:  # meet() has seen to that
                 host.loop.call_soon_threadsafe(self._arrive_from_thread, task)
         return task
@@ -378,10 +380,12 @@ class UnitOfWork:
             self._arrived += 1
             self._arrive(task)
 
-    def _arrive(self, task: TaskHandle[Any]) -> None:
+    def _arrive(self, task: TaskHandle[Any], *, held: bool = False) -> None:
         host = self._host
         if host.hooks.deferred:
             host.hooks.emit(TaskDeferred(task, at=task._created))
+        if held:
+            return
         if task._execution is not _DEFERRED:
             host.launch(task, eager=False)
             return
