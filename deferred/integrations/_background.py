@@ -105,10 +105,11 @@ async def _register(context: DeferredContext, work: Work, chain: _Chain | None) 
     while (room := host.room(context, name_of(work.func), patient=True)) is not None:
         await room
     place: Any = work.site  # as good as the frame that it was taken of
+    held = chain is not None and chain.running
     task = context._register_slowly(
-        kind, work.func, work.args, work.kwargs, context._options, place, Execution.DEFERRED
+        kind, work.func, work.args, work.kwargs, context._options, place, Execution.DEFERRED, held=held
     )
-    if chain is not None:
+    if chain is not None and not task.done():  # else it was discarded
         chain.add(task)
 
 
@@ -118,29 +119,24 @@ class _Chain:
     def __init__(self, context: DeferredContext) -> None:
         self._context = context
         self._held: deque[TaskHandle[Any]] = deque()
-        self._running = False
+        self.running = False
 
     def add(self, task: TaskHandle[Any]) -> None:
         """Put a task that has just been registered behind those before it."""
-        if task.done():
-            return  # discarded
-        if not self._running:
-            self._watch(task)
-            return
-        waiting = self._context._waiting
-        if waiting and waiting[-1] is task:
-            waiting.pop()  # the context is not to launch it
+        if self.running:
             self._held.append(task)
+        else:
+            self._watch(task)
 
     def _watch(self, task: TaskHandle[Any]) -> None:
-        self._running = True
+        self.running = True
         ended = asyncio.get_running_loop().create_future()
         ended.add_done_callback(self._go_on)
         task._waiters = [*(task._waiters or ()), ended]
 
     def _go_on(self, _ended: asyncio.Future[None]) -> None:
         """Launch the next task: the one before it has ended."""
-        self._running = False
+        self.running = False
         while self._held:
             task = self._held.popleft()
             if not task.done():

@@ -88,12 +88,12 @@ class DeferredPlugin(InitPlugin, CLIPlugin):
             """Background work: how routes run their steps, and what limits it."""
 
         @group.command("routes")
-        def routes(app: Litestar) -> None:  # pyright: ignore[reportUnusedFunction]  # click has it
+        def routes(app: Litestar) -> None:
             """Show how each route runs the steps of `ctx.run`."""
             _show(_executions(app))
 
         @group.command("settings")
-        def settings() -> None:  # pyright: ignore[reportUnusedFunction]  # click has it
+        def settings() -> None:
             """Show the limits and times in force."""
             _show(_settings(self.supervisor))
 
