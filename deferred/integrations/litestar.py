@@ -39,6 +39,7 @@ __all__ = ["BackgroundTask", "BackgroundTasks", "DeferredPlugin", "deferred_from
 
 P = ParamSpec("P")
 
+
 class DeferredPlugin(InitPlugin, CLIPlugin):
     """Give every handler of a Litestar app a context, and drain at shutdown.
 
