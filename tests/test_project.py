@@ -36,6 +36,7 @@ TARGETS = (
     "docs-serve",
     "test-all",
     "test-oldest",
+    "compat",
     "coverage",
     "random",
     "print-python",
