@@ -39,8 +39,8 @@ def pages() -> list[Path]:
 
 def modules() -> list[Path]:
     """Return every module with an example in a docstring."""
-    found = [path for package in ("deferred", "marathon_app") for path in sorted((ROOT / package).rglob("*.py"))]
-    return [path for path in found if ">>> " in path.read_text()]
+    found = [*ROOT.glob("*.py"), *(ROOT / "deferred").rglob("*.py"), *(ROOT / "marathon_app").rglob("*.py")]
+    return [path for path in sorted(found) if ">>> " in path.read_text()]
 
 
 def name_of(path: Path) -> str:
