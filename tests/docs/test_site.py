@@ -7,12 +7,16 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import deferred
+from deferred import integrations
 from tests.docs.examples import ROOT
 
 DOCS = ROOT / "docs"
@@ -104,6 +108,23 @@ def test_each_public_name_is_in_the_reference_once() -> None:
     pages = "".join(path.read_text() for path in sorted((DOCS / "api").glob("*.md")))
     described = re.findall(r"^::: deferred\.(\w+)$", pages, re.MULTILINE)
     assert sorted(described) == sorted(deferred.__all__)
+
+
+def own_names(module: ModuleType) -> Iterator[str]:
+    """Give the public names that a module has made itself: what it passes on is described at its origin."""
+    for name in module.__all__:
+        if getattr(getattr(module, name), "__module__", None) == module.__name__:
+            yield f"{module.__name__}.{name}"
+
+
+def test_each_integration_is_in_the_reference() -> None:
+    """The API reference has each class and function of each integration."""
+    described = re.findall(r"^::: (.+)$", (DOCS / "api/integrations.md").read_text(), re.MULTILINE)
+    found = [module.name for module in iter_modules(integrations.__path__, "deferred.integrations.")]
+    modules = [import_module(name) for name in found if not name.rpartition(".")[2].startswith("_")]
+    assert modules
+    assert {name for module in modules for name in own_names(module)} <= set(described)
+    assert len(described) == len(set(described))
 
 
 @pytest.mark.parametrize("name", deferred.__all__)
