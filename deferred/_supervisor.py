@@ -227,9 +227,11 @@ class Supervisor:
         drain.skip_waits()
         launcher.hooks.emit(DrainStarted(len(launcher.tasks), drain.deadline, at=drain.started))
         try:
-            await asyncio.gather(
-                drain.run(launcher.cancel, launcher.settle), *(child.drain(limit) for child in self._adopted)
-            )
+            async with asyncio.TaskGroup() as children:
+                for child in self._adopted:
+                    children.create_task(child.drain(limit))
+                # In this very task: one that is cancelled before its first step would record nothing.
+                await drain.run(launcher.cancel, launcher.settle)
         finally:
             launcher.drains.remove(drain)
             launcher.look()
