@@ -15,7 +15,7 @@ from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
-from deferred.integrations._rejection import rejection_in
+from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
 from deferred.integrations.asgi import deferred_from
 
 __all__ = ["DeferredQuart", "deferred_from"]
@@ -76,10 +76,8 @@ class DeferredQuart:
 
 
 async def _answer_rejection(error: TaskRejectedError) -> Response:
-    headers = {"Retry-After": str(max(1, round(error.retry_after)))}
-    return Response(
-        "the service is overloaded, try again later", 503, headers, content_type="text/plain; charset=utf-8"
-    )
+    headers = {"Content-Type": "text/plain; charset=utf-8", "Retry-After": retry_after(error)}
+    return Response(OVERLOADED, 503, headers)
 
 
 async def _answer_group(error: ExceptionGroup[Exception]) -> Response:

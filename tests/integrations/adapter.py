@@ -52,7 +52,8 @@ class Adapter:
     """What a framework's test file brings.
 
     Attributes:
-        lacks: Routes (by path) that the framework cannot have, and ``"405"``, ``"lifespan"``.
+        lacks: Routes (by path) that the framework cannot have, and ``"405"``, ``"lifespan"``,
+            ``"no lifespan"``.
     """
 
     lacks: ClassVar[frozenset[str]] = frozenset()

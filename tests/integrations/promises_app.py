@@ -47,6 +47,7 @@ class AppPromises(Base):
 
     async def test_without_a_lifespan_it_works_and_warns_once(self, script, supervisor, caplog):
         """Where the server sends no lifespan, work runs all the same, and one warning says what that risks."""
+        self.needs("no lifespan")
         client = self.adapter.client(self.adapter.build(script, supervisor))
         script.act = lambda ctx: ctx.defer(script.work)
         for _ in range(3):
