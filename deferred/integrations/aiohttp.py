@@ -1,6 +1,6 @@
 """aiohttp's server: a context for each request, closed once the body is written, and a drain.
 
-Works with aiohttp 3.10.11 and newer. A middleware of aiohttp returns before the body is written,
+Works with aiohttp 3.10.6 and newer. A middleware of aiohttp returns before the body is written,
 so the middleware only opens the context; the signal that aiohttp sends for every response, its
 own error pages included, has ``write_eof`` watched, and the task that serves the request, for
 a client that has gone before. The drain is the last cleanup context of the app, the first to

@@ -252,5 +252,18 @@ class Lifespan:
             self.answers.append("shutdown.complete")
 
 
+@contextlib.asynccontextmanager
+async def serving(app: web.Application) -> Any:
+    """Serve `app` on a free port of this machine; give the port."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
 def _body(data: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}

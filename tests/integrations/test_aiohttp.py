@@ -7,7 +7,7 @@ from aiohttp import web
 
 from deferred import ContextClosedError, DrainFinished, DrainStarted, NoCurrentContextError, Supervisor, defer
 from deferred.integrations.aiohttp import deferred_from, setup
-from tests.integrations.aiohttp_client import Client
+from tests.integrations.aiohttp_client import Client, serving
 from tests.integrations.asgi_client import idle, turns, until
 from tests.integrations.promises import Adapter, Promises
 from tests.integrations.raw_app import MARKS
@@ -145,6 +145,10 @@ class AiohttpAdapter(Adapter):
     def client(self, app, **options):
         """Return a client of the application."""
         return Client(app, **options)
+
+    def serving(self, app):
+        """Serve the application by aiohttp's own runner."""
+        return serving(app)
 
     def wrap_again(self, app, supervisor):
         """Set the application up once more."""
