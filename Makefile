@@ -124,6 +124,10 @@ types: $(VENV)/.dev-stamp ## check types: mypy and pyright, both strict, and tha
 bench: $(VENV)/.dev-stamp ## run the benchmarks (ARGS="-k defer")
 	@exec $(PY) -m pytest benchmarks --benchmark-enable $(ARGS)
 
+.PHONY: downstream
+downstream: $(VENV)/.dev-stamp ## run Starlette's own suite with every app wrapped: no difference is allowed
+	@exec $(PY) tests/downstream/run.py
+
 .PHONY: docs
 docs: $(VENV)/.dev-stamp ## build the documentation's site, strictly, into build/site
 	@mkdir -p build

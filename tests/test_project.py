@@ -33,6 +33,7 @@ TARGETS = (
     "types",
     "bench",
     "docs",
+    "downstream",
     "docs-serve",
     "test-all",
     "test-oldest",

@@ -8,6 +8,7 @@ closes the connection under the next request.
 
 from __future__ import annotations
 
+import logging
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, MutableMapping
 from sys import exception
@@ -23,6 +24,8 @@ from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_aft
 from deferred.integrations._servers import Served
 
 __all__ = ["ASGIApp", "DeferredMiddleware", "Message", "Receive", "Scope", "Send", "deferred_from"]
+
+_logger = logging.getLogger("deferred")
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -322,8 +325,9 @@ def _label(scope: Scope) -> str:
 class Lifespan:
     """The lifespan of an app with a drain before the app's own shutdown.
 
-    An app that knows no lifespan (it raises before it has received anything) gets one that
-    opens and drains; an app that fails to start is left as it is.
+    An app that knows no lifespan (before it has received anything it raises an error of
+    Python's own: an AssertionError, a KeyError) gets one that opens and drains. An app that
+    fails to start is left as it is, and so is one that raises an error of its own.
     """
 
     def __init__(self, app: ASGIApp, supervisor: Supervisor) -> None:
@@ -350,8 +354,8 @@ class Lifespan:
 
         try:
             await self._app(scope, watched_receive, watched_send)
-        except Exception:
-            if self._received and not self._open:
+        except Exception as error:
+            if not self._open and not self._knows_none(error):
                 raise  # it failed to start, or to stop: the server's affair
             unknown = not self._received
             await self._stand_in(watched_receive, watched_send)
@@ -362,6 +366,13 @@ class Lifespan:
                 await self._stand_in(watched_receive, watched_send)
         finally:
             await self._close()
+
+    def _knows_none(self, error: Exception) -> bool:
+        """Say whether the app knows no lifespan: it fails at the scope, with an error of Python's own."""
+        if self._received or type(error).__module__ != "builtins":
+            return False
+        _logger.info("the app knows no lifespan (%r): it is opened and drained all the same", error)
+        return True
 
     async def _close(self) -> None:
         if self._open:

@@ -56,6 +56,27 @@ async def test_an_app_without_lifespan_is_drained_all_the_same(app, script, capl
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_a_failure_of_the_apps_own_in_the_lifespan_is_left_to_the_server(script):
+    """An error that is the app's own, not Python's, is no sign of ignorance: it is raised as without us."""
+
+    class BrokenError(Exception):
+        pass
+
+    async def broken(scope, receive, send):
+        if scope["type"] != "http":
+            raise BrokenError
+        defer(script.work)
+        await answer(send, 200, b"")
+
+    client = Client(DeferredMiddleware(broken))
+    async with client:
+        await client.get("/")
+        await turns(2)
+    assert client.lifespan.answers == []
+    assert isinstance(client.lifespan.error, BrokenError)
+    assert script.noted == ["work"]
+
+
 async def test_an_app_that_fails_at_its_shutdown_says_so_after_the_drain(script):
     """The error of an app's shutdown reaches the server, and the drain has ended before."""
     supervisor = Supervisor()
