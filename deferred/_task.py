@@ -247,6 +247,16 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         return name
 
     @property
+    def function(self) -> str:
+        """The qualified name of the function, or of what is awaited."""
+        return name_of(self._work)
+
+    @property
+    def created(self) -> float:
+        """When it was registered, in seconds of the event loop's clock."""
+        return self._created
+
+    @property
     def state(self) -> TaskState:
         """Where it stands."""
         outcome = self._outcome

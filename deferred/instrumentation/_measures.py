@@ -1,0 +1,138 @@
+"""What is measured of deferred work: one list, whatever stores it.
+
+Rules of this file: every measure is named and described here and nowhere else; durations are
+in seconds; labels are the task's name, its execution, its outcome and the type of its error,
+which are as many as the code has, never what a request brought along.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from typing import NamedTuple
+
+from deferred._events import (
+    DrainFinished,
+    Event,
+    Outcome,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskDeferred,
+    TaskDiscarded,
+    TaskFailed,
+    TaskRejected,
+    TaskRetrying,
+    TaskStarted,
+    TaskSucceeded,
+    TaskView,
+)
+
+__all__ = ["BUCKETS", "Kind", "Measure", "Measured", "Recorder"]
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""Seconds: a no-op takes the first, a mail the middle, a report of minutes the last."""
+
+
+class Kind(enum.Enum):
+    """How a measure changes."""
+
+    COUNTER = "counter"
+    UP_DOWN = "up-down counter"
+    HISTOGRAM = "histogram"
+
+
+class Measure(NamedTuple):
+    """A measure: its name, kind, unit and description."""
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+
+
+class Measured(enum.Enum):
+    """Every measure there is."""
+
+    DURATION = Measure("deferred.task.duration", Kind.HISTOGRAM, "s", "From the start of a task to its end.")
+    QUEUE_TIME = Measure("deferred.task.queue_time", Kind.HISTOGRAM, "s", "From the registration to the start.")
+    ACTIVE = Measure("deferred.task.active", Kind.UP_DOWN, "{task}", "Tasks that run, or wait for another attempt.")
+    PENDING = Measure("deferred.task.pending", Kind.UP_DOWN, "{task}", "Tasks that have not started.")
+    RETRIES = Measure("deferred.task.retries", Kind.COUNTER, "{attempt}", "Failed attempts that another follows.")
+    REJECTED = Measure("deferred.task.rejected", Kind.COUNTER, "{task}", "Tasks refused because a limit was reached.")
+    ABANDONED = Measure("deferred.task.abandoned", Kind.COUNTER, "{task}", "Tasks that a drain has given up.")
+    DRAIN_DURATION = Measure("deferred.drain.duration", Kind.HISTOGRAM, "s", "From the start of a drain to its end.")
+
+
+class Recorder(abc.ABC):
+    """A hook that turns events into measures. Lives as long as its supervisor.
+
+    It counts a task only from its registration on: installed late, it shows no negative numbers.
+    """
+
+    events = (
+        DrainFinished,
+        TaskAbandoned,
+        TaskCancelled,
+        TaskDeferred,
+        TaskDiscarded,
+        TaskFailed,
+        TaskRejected,
+        TaskRetrying,
+        TaskStarted,
+        TaskSucceeded,
+    )
+
+    def __init__(self) -> None:
+        self._started: dict[TaskView, float | None] = {}  # when; None for those that have not
+
+    @abc.abstractmethod
+    def record(self, measured: Measured, value: float, labels: dict[str, str]) -> None:
+        """Store one value."""
+
+    def __call__(self, event: Event) -> None:
+        """Measure what happened."""
+        match event:
+            case TaskDeferred(task=task):
+                self._started[task] = None
+                self.record(Measured.PENDING, 1, _labels(task))
+            case TaskStarted(task=task, attempt=1) if task in self._started:
+                self._started[task] = event.at
+                labels = _labels(task)
+                self.record(Measured.PENDING, -1, labels)
+                self.record(Measured.ACTIVE, 1, labels)
+                self.record(Measured.QUEUE_TIME, max(0.0, event.at - task.created), labels)
+            case TaskRetrying(task=task):
+                self.record(Measured.RETRIES, 1, _labels(task))
+            case TaskSucceeded(task=task):
+                self._end(task, event.at, Outcome.SUCCEEDED)
+            case TaskFailed(task=task, outcome=outcome, error=error):
+                self._end(task, event.at, outcome, error)
+            case TaskCancelled(task=task, outcome=outcome) | TaskDiscarded(task=task, outcome=outcome):
+                self._end(task, event.at, outcome)
+            case TaskAbandoned(task=task):
+                self._end(task, event.at, Outcome.ABANDONED)
+                self.record(Measured.ABANDONED, 1, _labels(task))
+            case TaskRejected(name=name, context=context):
+                labels = {"deferred.task.name": name, "deferred.execution": context.execution.value}
+                self.record(Measured.REJECTED, 1, labels)
+            case DrainFinished(duration=duration):
+                self.record(Measured.DRAIN_DURATION, duration, {})
+            case _:
+                pass
+
+    def _end(self, task: TaskView, at: float, outcome: Outcome, error: BaseException | None = None) -> None:
+        if task not in self._started:
+            return
+        labels, started = _labels(task), self._started.pop(task)
+        if started is None:
+            self.record(Measured.PENDING, -1, labels)
+            return
+        self.record(Measured.ACTIVE, -1, labels)
+        labels = {**labels, "deferred.outcome": outcome.value}
+        if error is not None:
+            labels["error.type"] = type(error).__qualname__
+        self.record(Measured.DURATION, max(0.0, at - started), labels)
+
+
+def _labels(task: TaskView) -> dict[str, str]:
+    return {"deferred.task.name": task.name, "deferred.execution": task.execution.value}
