@@ -38,7 +38,6 @@ async def test_a_task_is_bound_to_its_lines():
         with supervisor.context("POST /register") as ctx:
             handle = ctx.with_options(name="mail").defer(work)
             logger.info("in the handler")
-        await supervisor.drain()
     handler, inside, drained = lines
     assert inside["task"] == "mail"
     assert (inside["task_id"], inside["request_id"], inside["attempt"]) == (handle.id, ctx.id, 1)
