@@ -69,7 +69,7 @@ class Recorder(abc.ABC):
     It counts a task only from its registration on: installed late, it shows no negative numbers.
     """
 
-    events = (
+    events: tuple[type[Event], ...] = (
         DrainFinished,
         TaskAbandoned,
         TaskCancelled,

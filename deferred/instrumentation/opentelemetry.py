@@ -106,7 +106,7 @@ class TracingHook:
         ValueError: relation must be one of 'child', 'link', not 'parent'
     """
 
-    events = (
+    events: tuple[type[Event], ...] = (
         StepFinished,
         TaskAbandoned,
         TaskCancelled,

@@ -42,7 +42,7 @@ class StructlogHook:
         True
     """
 
-    events = (
+    events: tuple[type[Event], ...] = (
         DrainFinished,
         TaskAbandoned,
         TaskCancelled,
