@@ -308,7 +308,9 @@ class Supervisor:
             'REGISTERED'
         """
         if not inspect.iscoroutinefunction(handler):
-            message = f"wrap() takes an `async def` function, not {handler!r}"
+            generates = inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler)
+            mend = ": wrap the function that iterates over it" if generates else ""
+            message = f"wrap() takes an `async def` function, not {handler!r}{mend}"
             raise TypeError(message)
 
         @functools.wraps(handler)

@@ -20,6 +20,7 @@ from deferred._stores import STORED, stored
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError, TaskRejectedError
+from deferred.integrations._hosts import WaitUntil, find_host
 from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
 from deferred.integrations._servers import Served
 
@@ -76,6 +77,9 @@ class DeferredMiddleware:
         lifetime: ``"app"``: work outlives the app call and is drained in the lifespan's
             shutdown. ``"request"``: the app call itself stays open until the work of its
             request is done, for hosts that freeze or stop the process after it.
+        wait_until: The host's own, if it has one: called with one awaitable for each request
+            that has deferred something. Those of Vercel and of Cloudflare's Python Workers
+            are found without it.
 
     Raises:
         ValueError: `lifetime` is neither.
@@ -97,6 +101,7 @@ class DeferredMiddleware:
         supervisor: Supervisor | None = None,
         *,
         lifetime: Literal["app", "request"] = "app",
+        wait_until: WaitUntil | None = None,
     ) -> None:
         if lifetime not in _LIFETIMES:
             message = f"lifetime must be one of {', '.join(map(repr, _LIFETIMES))}, not {lifetime!r}"
@@ -104,8 +109,11 @@ class DeferredMiddleware:
         self.app = app
         self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
         self._given = supervisor is not None
-        self._stays = lifetime == "request"
         self._launcher = self.supervisor._launcher
+        self._host = find_host(wait_until) if lifetime == "app" else None
+        self._stays = lifetime == "request" or self._host is not None
+        if self._stays:
+            self._launcher.opened = True  # each request drains itself: nothing to warn of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912  # the hot path: no calls
         """Serve one scope."""
@@ -127,7 +135,7 @@ class DeferredMiddleware:
             answered = await exchange.absorb(error, scope)
             exchange.let_go(kind)
             if self._stays:
-                await exchange.drained()
+                await self._stay(exchange, kind)
             if not answered:
                 raise
         else:
@@ -144,11 +152,21 @@ class DeferredMiddleware:
             if KEY in scope:  # unless the app has cleared it
                 del scope[KEY]  # the scope must not hold what holds the scope
         if self._stays:
-            await exchange.drained()
+            await self._stay(exchange, kind)
+
+    async def _stay(self, context: DeferredContext, kind: str) -> None:
+        """Wait for the work of a request before the app call returns, or have the host wait for it."""
+        if self._host is None:
+            await context.drained()
+        else:
+            await self._host.keep_alive(context, kind)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is no request, or one that has a context already."""
         if scope["type"] == "lifespan":
+            if self._host is not None and self._host.lifespan_per_request:
+                await self._host.serve_lifespan(self.app, scope, receive, send)
+                return
             await Lifespan(self.app, self.supervisor).run(scope, receive, send)
             return
         outer: DeferredContext | None = scope.get(KEY)
