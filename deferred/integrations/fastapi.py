@@ -1,6 +1,6 @@
 """FastAPI: the middleware, the context as a dependency, and background tasks that run on it.
 
-Works with FastAPI 0.115 to 0.165. The middleware is added as in `deferred.integrations.starlette`;
+Works with FastAPI 0.108 to 0.165. The middleware is added as in `deferred.integrations.starlette`;
 handlers, dependencies and websockets ask for their context by annotation, or for background
 tasks, which they get injected as FastAPI's own::
 

@@ -1,6 +1,6 @@
 """Starlette: the middleware, and background tasks that run on the context.
 
-Works with Starlette 0.40 to 1.10. Three ways in, which may be mixed::
+Works with Starlette 0.29 to 1.10. Three ways in, which may be mixed::
 
     Starlette(middleware=[Middleware(DeferredMiddleware, supervisor=supervisor)])
     app.add_middleware(DeferredMiddleware, supervisor=supervisor)

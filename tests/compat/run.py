@@ -44,7 +44,7 @@ def passes(name: str, end: str, row: dict[str, Any], arguments: list[str]) -> bo
     found = subprocess.run([python, "-c", VERSION, package], check=True, capture_output=True, text=True).stdout.strip()
     print(f"== {package} {found} ({end})", flush=True)
     # Old versions warn on new Pythons of what newer ones have mended.
-    warnings = ["-o", "filterwarnings=default"] if end == "lowest" else []
+    warnings = ["-o", "filterwarnings=ignore"] if end == "lowest" else []
     tests = sorted((ROOT / "tests" / "integrations").glob(f"test_{name}*.py"))
     ran = subprocess.run([python, "-m", "pytest", "-q", *warnings, *arguments, *tests], check=False, cwd=ROOT)
     return ran.returncode == 0
