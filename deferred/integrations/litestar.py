@@ -1,6 +1,6 @@
 """Litestar: a plugin that injects the context and drains before the app's resources close.
 
-Works with Litestar 2.23 to 2.25, and is written for 3.0, which has all that it uses.
+Works with Litestar 2.23 to 2.25, and keeps to names that 3.0 has too, which is no release yet.
 
 Route middleware never sees the lifespan in Litestar, and ``on_shutdown`` runs after every
 lifespan manager has closed: so the plugin opens and drains in a lifespan manager of its own,
