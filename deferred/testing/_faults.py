@@ -52,7 +52,7 @@ class Fault:
         if self._error is not None:
             error = self._error() if isinstance(self._error, type) else self._error
             self._raised.append(error)
-            raise error
+            raise error.with_traceback(None)  # one object for all attempts, which would grow by each
         if self._delay is None:
             await asyncio.get_running_loop().create_future()
         else:

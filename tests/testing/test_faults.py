@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import traceback
 
 import pytest
 
@@ -44,6 +45,22 @@ async def test_a_task_fails_for_good_on_demand():
     assert other.state is TaskState.SUCCEEDED
     assert [type(event.error) for event in told] == [OSError]
     assert ctx.kit.errors == [told[0].error]
+
+
+async def test_an_error_that_is_raised_often_does_not_grow():
+    """One exception object for every attempt: its traceback is that of the last one."""
+    error, depths = BoomError("always"), []
+
+    def depth(event):
+        depths.append(len(traceback.extract_tb(event.error.__traceback__)))
+
+    depth.events = (TaskRetrying,)
+    ctx = create_context(supervisor=Supervisor(hooks=[depth], retry=Retry(on=BoomError, attempts=5)))
+    ctx.kit.fail(fine, error)
+    async with ctx:
+        ctx.defer(fine)
+    assert len(depths) == 4
+    assert len(set(depths)) == 1
 
 
 async def test_faults_strike_awaitables_and_sequential_steps():
