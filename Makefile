@@ -131,8 +131,9 @@ downstream: $(VENV)/.dev-stamp ## run Starlette's own suite with every app wrapp
 .PHONY: docs
 docs: $(VENV)/.dev-stamp ## build the documentation's site, strictly, into build/site
 	@mkdir -p build
-	@$(PY) -m towncrier build --draft --version Unreleased --date "not yet" >build/unreleased.md 2>build/towncrier.log \
+	@$(PY) -m towncrier build --draft --version Unreleased --date now >build/unreleased.md 2>build/towncrier.log \
 		|| { cat build/towncrier.log >&2; exit 1; }
+	@sed -i.bak "s,^## Unreleased (now)$$,## Unreleased," build/unreleased.md
 	@$(VENV)/bin/zensical build --strict --clean
 
 .PHONY: docs-serve

@@ -56,7 +56,7 @@ class Page:
         self.document: Document = Sybil([CodeBlockParser("python", self._evaluate)]).parse(path)
         # A module, because frameworks look up the annotations of a handler in the module it names.
         self._module = ModuleType(f"page_{path.stem}")
-        vars(self._module).update(cast_of_a_page())
+        vars(self._module).update(cast_of_a_page(), PAGE=str(path))
         self.document.namespace = vars(self._module)
         self.examples = list(self.document)
         loops = asyncio.new_event_loop if REAL_TIME in self.document.text else looptime.new_event_loop
