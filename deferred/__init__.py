@@ -16,8 +16,10 @@ from deferred._events import (
     SupervisorStats,
     TaskAbandoned,
     TaskCancelled,
+    TaskDead,
     TaskDeferred,
     TaskDiscarded,
+    TaskEnqueued,
     TaskEvent,
     TaskFailed,
     TaskRejected,
@@ -45,7 +47,7 @@ from deferred.exceptions import (
     TaskUnfinishedError,
     UnknownTaskError,
 )
-from deferred.execution import concurrent, deferred, fire_and_forget, sequential
+from deferred.execution import concurrent, deferred, durable, fire_and_forget, sequential
 
 __all__ = [
     "ContextClosed",
@@ -74,8 +76,10 @@ __all__ = [
     "SupervisorStats",
     "TaskAbandoned",
     "TaskCancelled",
+    "TaskDead",
     "TaskDeferred",
     "TaskDiscarded",
+    "TaskEnqueued",
     "TaskEvent",
     "TaskFailed",
     "TaskHandle",
@@ -93,6 +97,7 @@ __all__ = [
     "current_task",
     "defer",
     "deferred",
+    "durable",
     "fire_and_forget",
     "sequential",
     "wait_until",

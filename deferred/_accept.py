@@ -27,7 +27,7 @@ from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
 from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions
-from deferred._unit import UnitOfWork
+from deferred._unit import Durable, UnitOfWork
 from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
 
 __all__ = ["Acceptance"]
@@ -62,6 +62,7 @@ class Acceptance(abc.ABC):
         "check_arguments",
         "detached",
         "dressed",
+        "durable",
         "home",
         "hooks",
         "lazy",
@@ -128,6 +129,7 @@ class Acceptance(abc.ABC):
         self._ambient: UnitOfWork | None = None
         self._rooms: list[Future[None]] = []
         self.calm = False
+        self.durable: Durable | None = None
         self.dressed = 0
         self.check_arguments = ArgumentCheck()
 
@@ -137,6 +139,10 @@ class Acceptance(abc.ABC):
         if self._offload is None:
             self._offload = DaemonThreads()
         return self._offload
+
+    def takes_over(self, task: TaskHandle[Any], /) -> bool:
+        """Say whether `task` is stored if a drain cannot finish it."""
+        return self.durable is not None and self.durable.takes(task)
 
     @abc.abstractmethod
     def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:

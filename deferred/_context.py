@@ -13,11 +13,12 @@ from typing import Any, ParamSpec, TypeVar, overload
 from msgspec import UNSET, UnsetType
 
 from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
-from deferred._events import DrainReport, Execution, StepFinished, TaskDeferred
+from deferred._events import DrainReport, Execution, Outcome, StepFinished, TaskDeferred
 from deferred._retry import RetryPolicy
 from deferred._stores import STORED, stored
 from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit
 from deferred._unit import UnitOfWork
+from deferred.exceptions import EngineError
 
 __all__ = ["DeferredContext", "make_context", "once_only"]
 
@@ -111,7 +112,8 @@ class DeferredContext(UnitOfWork):
 
         ``sequential``: awaited here, its error is raised here. ``fire_and_forget``: started
         now, nobody waits for it. ``concurrent``: started now, drained. ``deferred`` (also
-        without any decorator): started after the response, drained.
+        without any decorator): started after the response, drained. ``durable``: stored; `func`
+        must be a registered task.
 
         Returns:
             A coroutine that gives the `TaskHandle`. With the overflow policy ``"wait"`` it
@@ -135,10 +137,65 @@ class DeferredContext(UnitOfWork):
                 root._host.hooks.emit(TaskDeferred(task, at=task._created))
             await root._host.inline(task)
             return task
+        if execution is Execution.DURABLE:
+            task = root._make(kind, func, args, kwargs, root._options, frame, execution)
+            task._id = await self.enqueue(func, *args, **kwargs)
+            task._outcome, task._vars = Outcome.STORED, None
+            return task
         name = self._options.name or name_of(func)
         while (room := root._host.room(root, name)) is not None:
             await room
         return root._register_slowly(kind, func, args, kwargs, self._options, frame, execution)
+
+    async def enqueue(
+        self,
+        task: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        connection: Any = None,
+        delay: float | None = None,
+        key: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Store a call of a registered task; it is run though this process dies, at least once.
+
+        The arguments are checked against its signature here.
+
+        Args:
+            task: A function registered by ``@supervisor.task(name)``, or its name.
+            *args: Its positional arguments.
+            connection: A connection with an open transaction: the job exists when that is
+                committed, and not when it is rolled back. Without one it is stored at once.
+            delay: Seconds before it may start.
+            key: While a job of this task with the same key is unfinished, no other is stored.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The job's id, its idempotency key; that of the unfinished job where the key is known.
+
+        Raises:
+            UnknownTaskError: The function is not registered.
+            PayloadError: The arguments do not fit, or cannot be stored.
+            EngineError: There is no engine, or it cannot join the connection.
+            TypeError: This is a view by `with_options`: durable work has its options where it is registered.
+        """
+        root = self._root
+        if root is not None:
+            message = (
+                f"{name_of(task)} is stored without the options of this view: a worker knows the options that it was "
+                "registered with, `@supervisor.task(name, retry=..., timeout=...)`"
+            )
+            raise TypeError(message)
+        return await self._store(task, args, kwargs, connection=connection, delay=delay, key=key)
+
+    def _store(
+        self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any
+    ) -> Coroutine[Any, Any, str]:
+        durable = self._host.durable
+        if durable is None:
+            message = "this context belongs to no supervisor with durable work"
+            raise EngineError(message)
+        return durable.store(self, task, args, kwargs, **options)
 
     def with_options(
         self,

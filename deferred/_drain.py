@@ -8,7 +8,7 @@ events, and it bounds itself: no server does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -60,6 +60,7 @@ class Drain:
         self.failed = 0
         self.cancelled: list[UnfinishedTask] = []
         self.abandoned: list[UnfinishedTask] = []
+        self.lost: list[TaskHandle[Any]] = []  # the tasks of both
 
     def unfinished(self) -> list[TaskHandle[Any]]:
         """Return the tasks that this drain still waits for, the oldest first."""
@@ -75,8 +76,10 @@ class Drain:
         if task._outcome is Outcome.SUCCEEDED:
             self.finished += 1
         elif task._outcome is Outcome.ABANDONED:
+            self.lost.append(task)
             self.abandoned.append(self._record(task))
         elif task._outcome is Outcome.CANCELLED_BY_DRAIN or task._outcome is Outcome.CANCELLED_AT_DEADLINE:
+            self.lost.append(task)
             self.cancelled.append(self._record(task))
         elif task.state is TaskState.FAILED:
             self.failed += 1
@@ -111,9 +114,17 @@ class Drain:
             if self._me is not None:
                 self._drainers.discard(self._me)
 
-    def report(self) -> DrainReport:
-        """Return what was achieved so far."""
-        return DrainReport(self.finished, self.failed, tuple(self.cancelled), tuple(self.abandoned))
+    def report(self, stored: Collection[str] = ()) -> DrainReport:
+        """Return what was achieved so far; tasks with an id in `stored` were handed over to an engine."""
+        cancelled, abandoned, enqueued = (
+            tuple(task for task in tasks if (task.id in stored) is handed_over)
+            for tasks, handed_over in (
+                (self.cancelled, False),
+                (self.abandoned, False),
+                ([*self.cancelled, *self.abandoned], True),
+            )
+        )
+        return DrainReport(self.finished, self.failed, cancelled, abandoned, enqueued)
 
     def cut(self) -> None:
         """Wait no longer: cancel what is left, or abandon it when that is done already."""

@@ -28,8 +28,10 @@ __all__ = [
     "SupervisorStats",
     "TaskAbandoned",
     "TaskCancelled",
+    "TaskDead",
     "TaskDeferred",
     "TaskDiscarded",
+    "TaskEnqueued",
     "TaskEvent",
     "TaskFailed",
     "TaskRejected",
@@ -70,6 +72,8 @@ class Outcome(enum.Enum):
     DISCARDED_BY_WHEN = "discarded_by_when"
     DISCARDED_BY_OVERFLOW = "discarded_by_overflow"
     DISCARDED_OUT_OF_SCOPE = "discarded_out_of_scope"
+    STORED = "pending_stored"  # an engine has it: what happens to it is seen by whoever runs it
+    POSTPONED = "pending_postponed"  # this delivery failed, and the engine delivers it again
     ABANDONED = "abandoned"
 
     state: TaskState
@@ -86,6 +90,7 @@ class Execution(enum.Enum):
     FIRE_AND_FORGET = "fire_and_forget"
     CONCURRENT = "concurrent"
     DEFERRED = "deferred"
+    DURABLE = "durable"
 
 
 class ContextView(Protocol):
@@ -158,12 +163,14 @@ class DrainReport(msgspec.Struct, frozen=True):
         failed: How many tasks failed while it ran (a context's own report: ever).
         cancelled: The tasks that ended because the deadline had passed.
         abandoned: The tasks that did not even end when cancelled.
+        enqueued: Those of both that were stored instead, and will be run (``on_drain="enqueue"``).
     """
 
     finished: int = 0
     failed: int = 0
     cancelled: tuple[UnfinishedTask, ...] = ()
     abandoned: tuple[UnfinishedTask, ...] = ()
+    enqueued: tuple[UnfinishedTask, ...] = ()
 
 
 class SupervisorStats(msgspec.Struct, frozen=True):
@@ -276,6 +283,40 @@ class TaskDiscarded(TaskEvent, frozen=True):
 
 class TaskAbandoned(TaskEvent, frozen=True):
     """A task did not end in time and is no longer waited for."""
+
+
+class TaskEnqueued(Event, frozen=True):
+    """Durable work was stored; inside a transaction of the caller's, once that is committed.
+
+    Attributes:
+        id: The job's id, which is its idempotency key.
+        name: The task's name.
+        context: The context it was enqueued in.
+    """
+
+    id: str
+    name: str
+    context: ContextView
+
+
+class TaskDead(Event, frozen=True):
+    """A job became a dead letter; what every ``on_dead`` hook is told.
+
+    It is told before the engine has noted it: a process that is killed in between tells it again.
+
+    Attributes:
+        id: The job's id.
+        name: The task's name.
+        reason: Why, in one word: an outcome, ``"crash_loop"``, ``"payload"`` or ``"unknown_task"``.
+        error: What went wrong, as text.
+        attempts: How many attempts were made.
+    """
+
+    id: str
+    name: str
+    reason: str
+    error: str
+    attempts: int
 
 
 class TaskRejected(Event, frozen=True):

@@ -88,6 +88,11 @@ class Registry:
         return len(self._names)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its tasks, sorted."""
+        return tuple(sorted(self._names))
+
+    @property
     def queues(self) -> tuple[str, ...]:
         """The queues that its tasks use, sorted."""
         return tuple(sorted({task.queue for task in self._names.values()}))

@@ -79,6 +79,10 @@ class Runtime(Protocol):
         """What is entered around every attempt."""
         ...
 
+    def takes_over(self, task: TaskHandle[Any], /) -> bool:
+        """Say whether `task` is stored if a drain cannot finish it."""
+        ...
+
     def succeed(self, task: TaskHandle[Any], /) -> None:
         """Bring `task`, which has returned, to its end."""
         ...
@@ -141,8 +145,13 @@ async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
     """Attempt within the policy's total time; return how it ended."""
     policy = task._options.retry
     started = runtime.now()
+    redelivery = task._options.redelivery
+    if redelivery is not None:
+        task._attempts = redelivery.attempts
+        started -= redelivery.elapsed
     budget = None if policy is None or policy.timeout is None else started + policy.timeout
-    total = asyncio.timeout_at(budget)
+    # A delivery may come late: the policy's total time then ends the retries, not the attempt.
+    total = asyncio.timeout_at(budget if redelivery is None else None)
     try:
         async with total:
             return await _until_done(task, runtime, started, budget)
@@ -184,11 +193,21 @@ async def _before_next(
     outcome, delay = await _judge(task, error, runtime.now() - started, timed_out=timed_out)
     if outcome is not None:
         return outcome
-    limits = [when for when in (budget, task._unit.deadline) if when is not None]
-    if any(runtime.now() + delay >= when for when in limits):
+    redelivery, deadline = task._options.redelivery, task._unit.deadline
+    if budget is not None and runtime.now() + delay >= budget:
         return Outcome.EXHAUSTED_DEADLINE
+    if redelivery is None and deadline is not None and runtime.now() + delay >= deadline:
+        return _cut_short(task, runtime)
     runtime.hooks.emit(TaskRetrying(task, error, task._attempts, delay, at=runtime.now()))
-    return None if await _backoff(task, runtime, delay) else Outcome.EXHAUSTED_DEADLINE
+    if redelivery is not None:  # the wait is the engine's
+        redelivery.delay = delay
+        return Outcome.POSTPONED
+    return None if await _backoff(task, runtime, delay) else _cut_short(task, runtime)
+
+
+def _cut_short(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
+    """Return how a task ends whose next attempt would come after the deadline of a drain."""
+    return Outcome.CANCELLED_BY_DRAIN if runtime.takes_over(task) else Outcome.EXHAUSTED_DEADLINE
 
 
 async def _attempt(task: TaskHandle[Any], runtime: Runtime) -> Any:  # the user's result

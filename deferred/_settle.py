@@ -125,6 +125,8 @@ class Settlement(Acceptance):
             if self.hooks.succeeded:
                 self.hooks.emit(TaskSucceeded(task, task._attempts, at=now))
             return
+        if state is TaskState.PENDING:
+            return  # TaskRetrying has told of it
         self.unhappy[state] += 1
         if state is TaskState.FAILED:
             context._failed += 1

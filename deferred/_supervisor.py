@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import inspect
-import os
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
+from msgspec import UNSET, UnsetType
+
 from deferred._drain import Drain
+from deferred._durable import Carrier, DurableWork, OnDrain
 from deferred._events import (
     DrainFinished,
     DrainReport,
     DrainStarted,
     Outcome,
     SupervisorStats,
+    TaskDead,
     TaskState,
 )
 from deferred._hooks import Hooks
 from deferred._launch import Launcher
 from deferred._limits import Limit, check_count
+from deferred._process import alive
+from deferred._registry import Upgrade
 from deferred._retry import RetryPolicy, seconds
 from deferred._run import current_task
 from deferred._scope import Scope
 from deferred._settings import TaskScope, check_choice, check_drain_timeout, check_limits, check_scope
 from deferred._task import ErrorHook, Hook, Middleware, TaskHandle, TaskOptions, check_functions
-from deferred.instrumentation.logging import SHOWN, log_event, logger
+from deferred.engines._protocol import DEFAULT_QUEUE, Engine
+from deferred.instrumentation.logging import log_event
 
 __all__ = ["Supervisor"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
+DeadHook = Callable[[TaskDead], Any]
 Overflow = Literal["reject", "wait", "discard"]
 OutOfScope = Literal["raise", "run", "ignore"]
 
@@ -75,6 +82,13 @@ class Supervisor:
         watchdog: Seconds that the event loop may be blocked before a warning names the task that
             does it; None for no watchdog. It is a thread, which costs a wake-up twice in that time.
 
+        engine: Where durable work is stored: an `Engine`, or a URL such as ``"sqlite:///jobs.db"``.
+        serve: Whether this process runs durable work too; a worker does so anyway.
+        max_serving: How many durable tasks this process runs at a time.
+        on_dead: A hook, or several, told of every job that becomes a dead letter.
+        on_drain: What becomes of a registered task that a drain cannot finish: ``"abandon"``, or
+            ``"enqueue"``, which stores it in the engine.
+
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of its range; the message names it.
@@ -111,6 +125,11 @@ class Supervisor:
         limits: Mapping[str, Limit] | None = None,
         hook_timeout: float = 5.0,
         watchdog: float | None = None,
+        engine: Engine | str | None = None,
+        serve: bool = True,
+        max_serving: int = 20,
+        on_dead: DeadHook | Iterable[DeadHook] | None = None,
+        on_drain: OnDrain = "abandon",
     ) -> None:
         options = TaskOptions().overlay(retry=retry, timeout=timeout, middleware=middleware)
         if offload is not None and not isinstance(offload, Executor):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
@@ -133,11 +152,19 @@ class Supervisor:
             stall=None if watchdog is None else seconds(watchdog, "watchdog"),
         )
         self._launcher.owner = weakref.ref(self)
+        self._durable = self._launcher.durable = DurableWork(
+            self._launcher,
+            engine,
+            serve=serve,
+            concurrency=check_count(max_serving, "max_serving"),
+            on_dead=() if on_dead is None else check_functions(on_dead, "on_dead"),
+            on_drain=on_drain,
+        )
         self._openings = 0
         self._stopping = False  # the process has been told to end
         self._draining: asyncio.Future[DrainReport] | None = None
         self._adopted: weakref.WeakSet[Supervisor] = weakref.WeakSet()
-        _alive.add(self)
+        alive.add(self)
         if out_of_scope != "raise":
             self._launcher.announce()
         for tell in tuple(_newcomers):
@@ -148,7 +175,18 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         """Open it on the running event loop."""
         self.open()
+        await self.ready()
         return self
+
+    async def ready(self) -> None:
+        """Have the engine connect, and create what is missing in its store.
+
+        Leaving that out does no harm: whoever uses the engine first does it.
+
+        Raises:
+            EngineError: The store cannot be used as it is; the message says what to do.
+        """
+        await self._durable.ready()
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
@@ -171,6 +209,7 @@ class Supervisor:
             launcher.shut(None)
             launcher.announce()
             launcher.watch()
+            self._durable.start()
         self._openings += 1
 
     async def close(self) -> None:
@@ -179,11 +218,16 @@ class Supervisor:
         self._openings = max(0, self._openings - 1)
         try:
             if launcher.why is None:
-                await self.drain()
+                self._durable.serve, served = False, self._durable.serve
+                try:
+                    await self.drain()
+                finally:
+                    self._durable.serve = served
                 if launcher.tasks:  # a hook has registered work as it was told of the end
                     await self._drain_once(launcher.timeout)
         finally:
             self._shut("it has been drained and closed; work must be registered before the shutdown")
+            await self._durable.close()
 
     def _shut(self, why: str) -> None:
         launcher = self._launcher
@@ -224,23 +268,30 @@ class Supervisor:
         launcher.drains.append(drain)
         launcher.look()
         launcher.deadline = drain.deadline
+        self._durable.pause()
         drain.skip_waits()
         launcher.hooks.emit(DrainStarted(len(launcher.tasks), drain.deadline, at=drain.started))
+        stored: list[str] = []
         try:
             async with asyncio.TaskGroup() as children:
                 for child in self._adopted:
                     children.create_task(child.drain(limit))
                 # In this very task: one that is cancelled before its first step would record nothing.
                 await drain.run(launcher.cancel, launcher.settle)
+            stored = await self._durable.hand_over(drain.lost, launcher.grace)
+            if me is None:  # else its own verdict is among those that would be waited for
+                await self._durable.finish(launcher.grace)
         finally:
             launcher.drains.remove(drain)
             launcher.look()
             launcher.deadline = None
             self._draining = None
-            report = drain.report()
+            report = drain.report(stored)
             done.set_result(report)
             now = launcher.now()
             launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
+            if self._openings:
+                self._durable.start()
         await launcher.hooks.finish(launcher.grace)
         return report
 
@@ -331,6 +382,58 @@ class Supervisor:
 
         return call
 
+    def task(
+        self,
+        name: str,
+        *,
+        retry: RetryPolicy | UnsetType | None = UNSET,
+        timeout: float | UnsetType | None = UNSET,
+        queue: str = DEFAULT_QUEUE,
+        version: int = 1,
+        upgrade: Upgrade | None = None,
+    ) -> Callable[[F], F]:
+        """Register a function as a durable task: a decorator that leaves it as it is.
+
+        Stored work names it by `name` alone, so the name stays when the function moves. Its
+        annotated parameters say what is stored.
+
+        Args:
+            name: Its name in stores, logs and commands.
+            retry: A `Retry`; the supervisor's by default, None for none.
+            timeout: Seconds that each attempt may take; the supervisor's by default.
+            queue: Which workers run it.
+            version: Of its parameters; count it up when stored arguments no longer fit.
+            upgrade: ``upgrade(version, arguments)`` returns older arguments as they are now.
+
+        Raises:
+            TypeError: It is no function, or a parameter is no data.
+            ValueError: The name is taken, or an option out of its range.
+
+        Example:
+            >>> supervisor = Supervisor()
+            >>> @supervisor.task("send_mail")
+            ... async def send_mail(to: str): ...
+        """
+        options = self._launcher.options.overlay(retry=retry, timeout=timeout)
+
+        def register(func: F) -> F:
+            self._durable.registry.add(func, name, options, queue=queue, version=version, upgrade=upgrade)
+            return func
+
+        return register
+
+    @property
+    def engine(self) -> Engine | None:
+        """Where durable work is stored: to count it, and to see to its dead letters."""
+        return self._durable.engine
+
+    def add_carrier(self, carrier: Carrier) -> None:
+        """Have `carrier(headers)` write what travels beside stored work, such as ``traceparent``.
+
+        OpenTelemetry's ``propagate.inject`` is one. The task reads them from ``current_task().headers``.
+        """
+        self._durable.carriers.extend(check_functions((carrier,), "carrier"))
+
     def stats(self) -> SupervisorStats:
         """Return the counts of now, and of all tasks that ended since it was made."""
         launcher = self._launcher
@@ -369,40 +472,5 @@ class Supervisor:
         self._launcher.look()
 
 
-_alive: weakref.WeakSet[Supervisor] = weakref.WeakSet()
-
 _newcomers: list[Callable[[Supervisor], object]] = []
 """Who is told of every supervisor that is made: the kits of tests, as long as they watch all."""
-
-
-@atexit.register
-def _report_leftovers() -> None:
-    """Record, at the exit of the process, what no drain has waited for."""
-    for supervisor in tuple(_alive):
-        launcher = supervisor._launcher
-        left = sorted((*launcher.tasks, *launcher.detached), key=lambda task: task._created)
-        if left:
-            # One line for all: an event for each would drown the last words of a process.
-            names = ", ".join(f"{task.name!r} (deferred at {task.site})" for task in left[:SHOWN])
-            more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-            logger.error("the process ends with %d unfinished task(s): %s%s", len(left), names, more)
-            launcher.hooks.remove(log_event)
-        for task in left:
-            launcher.settle(task, Outcome.ABANDONED)
-
-
-def _after_fork() -> None:
-    for supervisor in tuple(_alive):
-        launcher = supervisor._launcher
-        if launcher.loop is not None:
-            launcher.tasks.clear()
-            launcher.detached.clear()
-            launcher.slots.clear()
-            launcher.shut(
-                "it was started before this process was forked, and its work lives in the parent; "
-                "make and open a supervisor after the fork"
-            )
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

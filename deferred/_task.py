@@ -25,6 +25,7 @@ from msgspec import UNSET
 from deferred._adapters import adapted
 from deferred._call import Kind, name_of, site_of
 from deferred._events import Event, Execution, Outcome, TaskFailed, TaskState
+from deferred._redelivery import Redelivery
 from deferred._retry import RetryPolicy, seconds
 from deferred._stores import fast_stores
 from deferred.exceptions import TaskUnfinishedError
@@ -123,6 +124,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     when: When = "always"
     middleware: tuple[Middleware, ...] = ()
     on_error: tuple[ErrorHook, ...] = ()
+    redelivery: Redelivery | None = None
 
     def overlay(
         self,
@@ -147,7 +149,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def plain(self) -> bool:
         """Whether one attempt is all there is, with nothing around it."""
-        return self.retry is None and self.timeout is None and not self.middleware
+        return self.retry is None and self.timeout is None and not self.middleware and self.redelivery is None
 
 
 def _check_name(name: object) -> str:
@@ -285,6 +287,21 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         return self._execution
 
     @property
+    def idempotency_key(self) -> str | None:
+        """Durable work's own key, the same on every delivery; None for work in memory, which runs once.
+
+        Hand it to whatever can refuse a second time: a unique column, an API's Idempotency-Key.
+        """
+        redelivery = self._options.redelivery
+        return None if redelivery is None else redelivery.key
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What travelled beside the arguments of durable work, such as ``traceparent``."""
+        redelivery = self._options.redelivery
+        return {} if redelivery is None else redelivery.headers
+
+    @property
     def label(self) -> str:
         """The label of its context, such as ``"POST /register"``."""
         return self._unit.label
@@ -350,6 +367,9 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
             raise self._error
         if state is TaskState.CANCELLED:
             raise asyncio.CancelledError(f"task {self.name!r} was cancelled")
+        if state is TaskState.PENDING and self._outcome is not None:
+            message = f"task {self.name!r} is stored, and runs where its engine is served: its result stays there"
+            raise TaskUnfinishedError(message)
         if self._outcome is not None:
             message = f"task {self.name!r} (deferred at {self.site}) was {state.value} and has no result"
             raise TaskUnfinishedError(message)
@@ -369,6 +389,11 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
 
     def __await__(self) -> Generator[Any, None, T_co]:
         """Wait for the end, then return the result or raise the error."""
+        yield from self.settled().__await__()
+        return self.result()
+
+    async def settled(self) -> None:
+        """Wait for the end, whatever it is."""
         if self._outcome is None:
             waiter = asyncio.get_running_loop().create_future()
             if self._waiters is None:
@@ -377,11 +402,10 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
             waiters.append(waiter)
             try:
                 if self._outcome is None:  # it may have settled in another thread just now
-                    yield from waiter
+                    await waiter
             finally:
                 if waiter in waiters:
                     waiters.remove(waiter)
-        return self.result()
 
     def __repr__(self) -> str:
         """Show what it is, never its arguments: they may be anybody's data."""

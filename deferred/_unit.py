@@ -31,11 +31,33 @@ from deferred._stores import STORED
 from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions, current_mark, current_unit, new_id, running_task
 from deferred.exceptions import ContextClosedError
 
-__all__ = ["Host", "UnitOfWork", "hosts"]
+__all__ = ["Durable", "Host", "UnitOfWork", "hosts"]
 
 _ASYNC = Kind.ASYNC
 _DEFERRED = Execution.DEFERRED
 _FIRST_ERROR_STATUS = 400
+
+
+class Durable(Protocol):
+    """What is known of durable work on this floor."""
+
+    async def store(
+        self,
+        context: UnitOfWork,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        connection: Any = None,
+        delay: float | None = None,
+        key: str | None = None,
+    ) -> str:
+        """Store a call of a registered task; return the id of its job."""
+        ...
+
+    def takes(self, task: TaskHandle[Any]) -> bool:
+        """Say whether a task in memory that a drain cannot finish is stored instead."""
+        ...
 
 
 class Host(Protocol):
@@ -55,6 +77,7 @@ class Host(Protocol):
     deadline: float | None  # of the supervisor's drain, on the loop's clock
     out_of_scope: str
     warned: bool
+    durable: Durable | None
 
     def meet(self, loop: AbstractEventLoop | None, work: object, /) -> None:
         """Bind to `loop` (None: called in a thread), or refuse to register `work` there."""

@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from deferred._events import Execution
 from deferred._task import Unit, current_mark, current_unit
 
-__all__ = ["Execution", "concurrent", "deferred", "fire_and_forget", "sequential"]
+__all__ = ["Execution", "concurrent", "deferred", "durable", "fire_and_forget", "sequential"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +74,20 @@ def deferred(handler: Callable[P, R]) -> Callable[P, R]:
         ...     await ctx.run(print, "after the answer")
     """
     return _mark(handler, Execution.DEFERRED)
+
+
+def durable(handler: Callable[P, R]) -> Callable[P, R]:
+    """Store each step in the engine: it is run though the process dies, at least once.
+
+    A step must be a registered task. To store it in a transaction of yours, call
+    ``ctx.enqueue(step, ..., connection=...)`` instead.
+
+    Example:
+        >>> @durable
+        ... async def register(ctx):
+        ...     await ctx.run(print, "stored before the answer")
+    """
+    return _mark(handler, Execution.DURABLE)
 
 
 def execution_of(handler: object) -> Execution | None:

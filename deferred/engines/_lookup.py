@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+import importlib
 from typing import Any
 
 from deferred.engines._protocol import Engine
@@ -39,7 +39,8 @@ def find_engine(engine: Engine | str) -> Engine:
         message = f"engine must be an Engine or a URL such as 'sqlite:///jobs.db', not {engine!r}"
         raise TypeError(message)
     scheme, separator, _ = engine.partition("://")
-    known = {point.name: point for point in entry_points(group=GROUP)}
+    metadata: Any = importlib.import_module("importlib.metadata")  # slow to load, and only needed here
+    known = {point.name: point for point in metadata.entry_points(group=GROUP)}
     name = scheme.partition("+")[0].lower()
     if not separator or name not in known:
         # The URL itself is not shown: it may hold a password.

@@ -13,7 +13,7 @@ from typing import Any
 from deferred._retry import seconds
 from deferred.exceptions import EngineError
 
-__all__ = ["Trouble", "clean", "persist", "positive", "raw_connection", "stopped_within"]
+__all__ = ["Trouble", "clean", "logger", "persist", "positive", "raw_connection", "stopped_within"]
 
 logger = logging.getLogger("deferred")
 

@@ -266,6 +266,8 @@ async def keeps_a_lease(bench: Bench) -> None:
 async def survives_a_crash(bench: Bench) -> None:
     """A job whose worker was killed is delivered again, and the killing is counted."""
     async with bench.engine() as engine:
+        if not engine.capabilities.durable:
+            return
         stored = job()
         await engine.enqueue([stored])
         async with Server(engine, lambda _: RetryIn(0, "before")) as server:
@@ -283,6 +285,8 @@ async def survives_a_crash(bench: Bench) -> None:
 async def shares(bench: Bench) -> None:
     """Two workers get each of 200 jobs once between them."""
     async with bench.engine() as engine, bench.engine() as other:
+        if not engine.capabilities.durable:
+            return
         jobs = [job(payload=str(number).encode()) for number in range(200)]
         async with Server(engine, concurrency=20) as one, Server(other, concurrency=20) as two:
             for start in range(0, 200, 50):

@@ -15,6 +15,7 @@ from deferred._events import (
     Outcome,
     TaskAbandoned,
     TaskCancelled,
+    TaskDead,
     TaskDiscarded,
     TaskFailed,
     TaskRejected,
@@ -56,6 +57,9 @@ def log_event(event: Event) -> None:
             logger.log(level, "task %r was cancelled (%s); deferred at %s", task.name, outcome.value, task.site)
         case TaskDiscarded(task=task, outcome=outcome):
             logger.info("task %r was discarded (%s); deferred at %s", task.name, outcome.value, task.site)
+        case TaskDead(name=name, reason=reason):
+            said = event.error.partition("\n")[0]
+            logger.error("job %s of task %r is a dead letter (%s): %r", event.id, name, reason, said)
         case TaskRejected(name=name, error=error):
             logger.warning("task %r was rejected: %s", name, error)
         case TaskRetrying(task=task):
@@ -76,6 +80,7 @@ log_event.events = (  # type: ignore[attr-defined]  # pyright: ignore[reportFunc
     DrainFinished,
     TaskAbandoned,
     TaskCancelled,
+    TaskDead,
     TaskDiscarded,
     TaskFailed,
     TaskRejected,
@@ -86,6 +91,7 @@ log_event.events = (  # type: ignore[attr-defined]  # pyright: ignore[reportFunc
 def _log_report(report: DrainReport, duration: float) -> None:
     unfinished = [("cancelled", task) for task in report.cancelled]
     unfinished += [("abandoned", task) for task in report.abandoned]
+    unfinished += [("handed over", task) for task in report.enqueued]
     names = [
         f"; {what} {task.name!r} (id {task.id}, age {task.age:.3f} s, attempt {task.attempt}, "
         f"{task.label!r}, deferred at {task.site})"
@@ -93,12 +99,13 @@ def _log_report(report: DrainReport, duration: float) -> None:
     ]
     logger.log(
         logging.WARNING if unfinished else logging.INFO,
-        "drained in %.3f s: %d finished, %d failed, %d cancelled, %d abandoned%s%s",
+        "drained in %.3f s: %d finished, %d failed, %d cancelled, %d abandoned%s%s%s",
         duration,
         report.finished,
         report.failed,
         len(report.cancelled),
         len(report.abandoned),
+        f", {len(report.enqueued)} handed over" if report.enqueued else "",
         "".join(names),
         f" and {len(unfinished) - SHOWN} more" if len(unfinished) > SHOWN else "",
     )

@@ -49,7 +49,16 @@ class Served:
     async def __aenter__(self) -> Self:
         """Open the supervisor and listen."""
         self.open()
+        await self.ready()
         return self
+
+    async def ready(self) -> None:
+        """Have the supervisor's engine connect; what it raises ends the start of the server."""
+        try:
+            await self._supervisor.ready()
+        except BaseException:
+            await self.close()
+            raise
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None

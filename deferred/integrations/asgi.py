@@ -367,6 +367,7 @@ class Lifespan:
         async def watched_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete" and running_loop() is not None:
                 self._served.open()
+                await self._served.ready()
                 self._open = True
             await send(message)
 

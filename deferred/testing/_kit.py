@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, cast
 from deferred._call import name_of
 from deferred._events import Event, TaskDeferred, TaskFailed, TaskRetrying
 from deferred._launch import Launcher
+from deferred._process import alive
 from deferred._retry import seconds
 from deferred._settings import check_choice
-from deferred._supervisor import Supervisor, _alive, _newcomers
+from deferred._supervisor import Supervisor, _newcomers
 from deferred._task import CallNext, TaskHandle, Unit
 from deferred.testing._captured import Asked, Captured
 from deferred.testing._client import open_aiohttp_client, open_client
@@ -88,7 +89,7 @@ class Kit(Assertions, Conductor):
 
     def __enter__(self) -> Self:
         """Watch every supervisor, until the block is left."""
-        for supervisor in tuple(_alive):
+        for supervisor in tuple(alive):
             self.watch(supervisor)
         _newcomers.append(self.watch)
         return self

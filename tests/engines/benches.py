@@ -3,11 +3,17 @@
 import contextlib
 from collections.abc import AsyncIterator
 
+from deferred.engines.memory import MemoryEngine
 from deferred.engines.postgres import PostgresEngine
 from deferred.engines.sqlite import SQLiteEngine
 from deferred.engines.testing import Bench
 
 LEASE = 1.0
+
+
+def make_memory(_: str) -> MemoryEngine:
+    """Return an engine of this process alone."""
+    return MemoryEngine()
 
 
 def make_sqlite(path: str) -> SQLiteEngine:
@@ -48,3 +54,8 @@ def postgres_bench(url) -> Bench:
             yield connection
 
     return Bench(factory="tests.engines.benches:make_postgres", argument=url, lease=LEASE, transaction=transaction)
+
+
+def memory_bench() -> Bench:
+    """Return where MemoryEngine is tested."""
+    return Bench(factory="tests.engines.benches:make_memory", argument="", lease=0.1)

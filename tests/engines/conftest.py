@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.engines.benches import postgres_bench, sqlite_bench
+from tests.engines.benches import memory_bench, postgres_bench, sqlite_bench
 from tests.engines.postgresql import Server
 
 
@@ -31,9 +31,11 @@ def postgres_url(postgres_server):
     return asyncio.run(postgres_server.new_database())
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def bench(request, tmp_path):
     """Return an empty store of each kind."""
+    if request.param == "memory":
+        return memory_bench()
     if request.param == "sqlite":
         return sqlite_bench(tmp_path / "jobs.db")
     return postgres_bench(request.getfixturevalue("postgres_url"))

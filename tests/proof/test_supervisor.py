@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
         target=tasks,
         ctx=contexts,
         way=st.sampled_from(["defer", "wait_until", "run"]),
-        execution=st.sampled_from([None, *Execution]),
+        execution=st.sampled_from([None, *(each for each in Execution if each is not Execution.DURABLE)]),
         name=st.sampled_from(["free", "limited"]),
         early=st.booleans(),
         error=ENDS,
