@@ -24,6 +24,7 @@ from deferred._launch import Launcher
 from deferred._registry import RegisteredTask, Registry, check_name
 from deferred._retry import seconds
 from deferred._settings import check_choice
+from deferred._suspects import Suspects
 from deferred._task import TaskHandle, current_unit, running_task
 from deferred._unit import UnitOfWork
 from deferred.engines._lookup import find_engine
@@ -74,6 +75,7 @@ class DurableWork:
         self._on_drain = check_choice(on_drain, OnDrain, "on_drain")
         self._stop: asyncio.Event | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._suspects = Suspects()
         self.registry = Registry()
         self.engine = None if engine is None else find_engine(engine)
         self.serve = serve
@@ -207,14 +209,18 @@ class DurableWork:
         crashes = note.crashes(delivery)
         if crashes >= CRASHES:
             return self._bury(delivery, Dead("crash_loop", f"{crashes} processes ended while they ran it"))
+        suspect = crashes == CRASHES - 1
+        if delay := self._suspects.turn_away(suspect=suspect):
+            return RetryIn(delay, note.after(counted=False))
         try:
             args, kwargs = task.read(delivery.payload, delivery.headers)
         except PayloadError as error:
             return self._bury(delivery, Dead("payload", str(error)))
         note = note.begun()
         redelivery = note.redelivery(delivery)
-        handle = self._launch(task, delivery, args, kwargs, redelivery)
-        await handle.settled()
+        async with self._suspects.running(suspect=suspect):
+            handle = self._launch(task, delivery, args, kwargs, redelivery)
+            await handle.settled()
         context: Any = handle._unit
         context.end(handle.error)
         verdict = verdict_of(handle, note, redelivery)

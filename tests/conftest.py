@@ -14,6 +14,16 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
         yield watch
 
 
+@pytest.fixture(scope="session")
+def postgres_server():
+    """Give a real PostgreSQL that all tests share; each makes a database of its own."""
+    from tests.engines.postgresql import Server
+
+    server = Server()
+    yield server
+    server.close()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Tell looptime that a synchronous test has no event loop.

@@ -31,7 +31,7 @@ def find_engine(engine: Engine | str) -> Engine:
         >>> find_engine("carrier-pigeon://loft")
         Traceback (most recent call last):
         ...
-        ValueError: no engine is known for 'carrier-pigeon://': there are postgres, postgresql, sqlite
+        ValueError: no engine is known for 'carrier-pigeon://': there are memory, postgres, postgresql, sqlite
     """
     if not isinstance(engine, str):
         if isinstance(engine, Engine):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped

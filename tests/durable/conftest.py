@@ -6,6 +6,16 @@ import pytest
 
 from deferred import Supervisor
 from deferred.engines.memory import MemoryEngine
+from tests.engines.conftest import opening_may_block
+
+__all__ = ["opening_may_block"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_may_block(no_blocking_calls):
+    """Let a command import what it is told to: its loop has nobody else to serve."""
+    for function in no_blocking_calls.functions.values():
+        function.can_block_in("deferred/__main__.py", {"_supervisor", "_engine", "_doctor"})
 
 
 class Desk:

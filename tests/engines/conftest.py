@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from tests.engines.benches import memory_bench, postgres_bench, sqlite_bench
-from tests.engines.postgresql import Server
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,15 +13,8 @@ def opening_may_block(no_blocking_calls):
     for function in no_blocking_calls.functions.values():
         function.can_block_in("cairnq/store/sqlite.py", {"connect"})
         function.can_block_in("cairnq/_sql.py", {"load_migrations"})
+        function.can_block_in("tests/durable/shop.py", {"write"})
         function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
-
-
-@pytest.fixture(scope="session")
-def postgres_server():
-    """Return a PostgreSQL that all tests share."""
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.fixture

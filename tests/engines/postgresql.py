@@ -60,8 +60,6 @@ class Server:
 
     def close(self) -> None:
         """Stop it and delete its folder."""
-        with contextlib.suppress(subprocess.CalledProcessError):  # stopped already
-            self.stop()
         self._server.cleanup()
         shutil.rmtree(self.folder, ignore_errors=True)
 
