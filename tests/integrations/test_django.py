@@ -39,7 +39,6 @@ from django.db import connection, connections, transaction  # noqa: E402  # as a
 from django.http import Http404, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect, StreamingHttpResponse  # noqa: E402  # as above
 from django.test import AsyncRequestFactory, RequestFactory, override_settings  # noqa: E402  # as above
 from django.urls import path  # noqa: E402  # as above
-from django.views.decorators.csrf import csrf_exempt  # noqa: E402  # as above
 
 from deferred.integrations.django import deferred_from, get_asgi_application  # noqa: E402  # as above
 
@@ -130,7 +129,7 @@ def views(script, context):  # noqa: C901  # one function a route
 
     routes = [
         path("plain", plain),
-        path("body", csrf_exempt(body)),
+        path("body", body),
         path("stream", stream),
         path("raises", raises),
         path("http-error", http_error),
