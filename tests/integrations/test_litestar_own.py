@@ -89,6 +89,17 @@ async def test_a_task_of_a_route_runs_for_each_of_its_requests(script):
     assert script.noted == ["work", "work"]
 
 
+async def test_a_single_task_runs_without_the_plugin_too(script):
+    """A `BackgroundTask` without the plugin is called by Litestar as its own is."""
+
+    @get("/", background=BackgroundTask(script.work))
+    async def handler() -> str:
+        return "now"
+
+    await Client(app_of(None, handler)).get("/")
+    assert script.noted == ["work"]
+
+
 async def test_a_task_group_starts_all_of_them_at_once(script):
     """With `run_in_task_group` tasks run concurrently, and a failure cancels no other."""
     both = asyncio.Barrier(2)

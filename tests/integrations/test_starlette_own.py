@@ -12,7 +12,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from deferred import DrainStarted, Supervisor, TaskRejectedError, current_context, defer
+from deferred import DrainStarted, Supervisor, TaskRejected, TaskRejectedError, current_context, defer
 from deferred.integrations import asgi
 from deferred.integrations.starlette import BackgroundTask, BackgroundTasks, DeferredMiddleware
 from tests.integrations.asgi_client import Client, idle, turns
@@ -127,6 +127,35 @@ async def test_a_single_task_may_serve_many_responses(script):
             await client.get("/")
         await idle(supervisor)
     assert len(set(labels)) == 2
+
+
+async def test_a_single_task_runs_without_the_middleware_too(script):
+    """A `BackgroundTask` without the middleware is called by Starlette as its own is."""
+
+    async def handler(request):
+        return PlainTextResponse("now", background=BackgroundTask(script.work))
+
+    await Client(app_of(handler, None)).get("/")
+    assert script.noted == ["work"]
+
+
+async def test_a_rejection_in_the_midst_of_a_response_breaks_it_not(script):
+    """A48: tasks called before the last byte cannot wait for themselves; the one too many is told, not raised."""
+    rejected = []
+    supervisor = Supervisor(
+        max_per_context=1, hooks=[lambda event: isinstance(event, TaskRejected) and rejected.append(event.name)]
+    )
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await BackgroundTasks([BackgroundTask(script.work, "accepted"), BackgroundTask(script.work, "rejected")])()
+        await send({"type": "http.response.body", "body": b"now"})
+
+    async with supervisor:
+        exchange = await Client(DeferredMiddleware(app, supervisor)).get("/")
+        await idle(supervisor)
+    assert (exchange.body, exchange.error) == (b"now", None)
+    assert (script.noted, rejected) == (["accepted"], ["Script.work"])
 
 
 async def test_starlettes_own_tasks_among_ours_run_on_the_context(script):
