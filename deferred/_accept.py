@@ -18,6 +18,7 @@ from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
+from types import CoroutineType
 from typing import Any
 
 from deferred._arguments import ArgumentCheck
@@ -217,7 +218,7 @@ class Acceptance(abc.ABC):
         if full is not None:
             return self._refuse(task, context, full)
         self.slots.accept(task)
-        if task._kind is Kind.AWAITABLE and asyncio.iscoroutine(task._work):
+        if task._kind is Kind.AWAITABLE and isinstance(task._work, CoroutineType):
             claimed.add(task._work)
         if task._execution is Execution.FIRE_AND_FORGET:
             self.detached.add(task)

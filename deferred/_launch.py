@@ -194,6 +194,8 @@ class Launcher(Settlement):
                         self._keep(task, runner)
             else:
                 self._launch_decided(task)
+        if self._rooms:
+            self.make_room()  # those who started wait no longer
         if released:
             self._releasing = True
             loop.call_soon(self._launch_released, context=self._variables)

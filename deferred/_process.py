@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import weakref
 from typing import Any
@@ -45,5 +46,5 @@ def _after_fork() -> None:
             )
 
 
-if hasattr(os, "register_at_fork"):
+with contextlib.suppress(AttributeError):  # systems without fork
     os.register_at_fork(after_in_child=_after_fork)

@@ -155,9 +155,7 @@ async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
     try:
         async with total:
             return await _until_done(task, runtime, started, budget)
-    except TimeoutError as error:
-        if not total.expired():
-            raise
+    except TimeoutError as error:  # of the total: those of attempts are judged there
         task._error = _trimmed(error)
         return Outcome.TIMED_OUT
 

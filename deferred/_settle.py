@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from asyncio import Future
 from asyncio import _get_running_loop as running_loop
+from types import CoroutineType
 from typing import Any
 
 from deferred._accept import Acceptance
@@ -62,7 +63,7 @@ class Settlement(Acceptance):
             return
         task._outcome = _OK
         task._vars = task._runner = None
-        if task._kind is not _ASYNC and asyncio.iscoroutine(task._work):
+        if task._kind is not _ASYNC and isinstance(task._work, CoroutineType):
             claimed.discard(task._work)
         context: Any = task._unit
         context._finished += 1
@@ -114,7 +115,7 @@ class Settlement(Acceptance):
             self.count_room()
         if task._kind is Kind.AWAITABLE:
             close_refused(task._work)  # if it was never awaited
-            if asyncio.iscoroutine(task._work):
+            if isinstance(task._work, CoroutineType):
                 claimed.discard(task._work)
 
     def _tell_ending(self, task: TaskHandle[Any], context: UnitOfWork, outcome: Outcome) -> None:

@@ -204,11 +204,12 @@ class Supervisor:
             launcher.opened, launcher.lazy = True, False
             launcher.why = None
             self._stopping = False
-            if launcher.loop is not loop:
-                launcher.meet(loop, self)
+            if launcher.loop is loop:
+                launcher.announce()
+                launcher.watch()
+            else:
+                launcher.meet(loop, self)  # which does that too
             launcher.shut(None)
-            launcher.announce()
-            launcher.watch()
             self._durable.start()
         self._openings += 1
 
@@ -224,7 +225,7 @@ class Supervisor:
                 finally:
                     self._durable.serve = served
                 if launcher.tasks:  # a hook has registered work as it was told of the end
-                    await self._drain_once(launcher.timeout)
+                    await self._drain_once(launcher.timeout, current_task())
         finally:
             self._shut("it has been drained and closed; work must be registered before the shutdown")
             await self._durable.close()

@@ -69,7 +69,7 @@ def _reseed() -> None:
     _prefix = secrets.token_hex(4)
 
 
-if hasattr(os, "register_at_fork"):
+with contextlib.suppress(AttributeError):  # systems without fork
     os.register_at_fork(after_in_child=_reseed)
 
 
@@ -404,8 +404,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
                 if self._outcome is None:  # it may have settled in another thread just now
                     await waiter
             finally:
-                if waiter in waiters:
-                    waiters.remove(waiter)
+                waiters.remove(waiter)
 
     def __repr__(self) -> str:
         """Show what it is, never its arguments: they may be anybody's data."""

@@ -381,8 +381,8 @@ class UnitOfWork:
         if accepted:
             if loop is not None:
                 self._arrive(task, held=held)
-            elif host.loop is not None:  # meet() has seen to that
-                host.loop.call_soon_threadsafe(self._arrive_from_thread, task)
+            else:
+                host.on_loop(self._arrive_from_thread, task)
         return task
 
     def _check_pending(self, work: object) -> None:
