@@ -164,9 +164,14 @@ test-oldest: ## run the core's tests on Python 3.11, where one is found
 .PHONY: coverage
 coverage: $(VENV)/.dev-stamp ## measure the branches of the core and of its tests; fails below 100%
 	@$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -q $(CORE) $(ARGS)
+	$(PY) -m coverage run -m pytest -q $(CORE) --ignore tests/proof/test_endurance.py $(ARGS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
+
+.PHONY: mutation
+mutation: $(VENV)/.dev-stamp ## change the core bit by bit and see that a test notices (ARGS="_retry --sample 50")
+	@$(PIP) install --group mutation
+	@exec nice -n 10 $(PY) tests/mutate.py $(ARGS)
 
 # Each round has a seed of its own, which `make test ARGS=--randomly-seed=...` repeats.
 .PHONY: random

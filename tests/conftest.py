@@ -11,6 +11,8 @@ from blockbuster import BlockBuster, blockbuster_ctx
 def no_blocking_calls() -> Iterator[BlockBuster]:
     """Raise where code of `deferred` blocks the event loop (a file, a socket, a sleep)."""
     with blockbuster_ctx("deferred") as watch:
+        # `make coverage` counts the lines of the loop's code under a lock of its own.
+        watch.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", "lock_data")
         yield watch
 
 

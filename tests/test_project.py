@@ -39,6 +39,7 @@ TARGETS = (
     "test-oldest",
     "compat",
     "coverage",
+    "mutation",
     "random",
     "print-python",
     "clean",

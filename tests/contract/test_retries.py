@@ -172,8 +172,7 @@ async def test_a_cancel_between_attempts_is_quiet(supervisor, during, caplog):
     flaky = Flaky(1)
 
     async def slow(error):
-        await asyncio.sleep(3)
-        return True
+        return await asyncio.sleep(3, result=True)
 
     retry = (
         Retry(on=slow) if during == "predicate" else Retry(on=Exception, wait_initial=30, wait_max=30, wait_jitter=0)

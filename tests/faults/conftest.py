@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from deferred import _current
 
-try:
-    import uvloop
-except ImportError:  # Windows and PyPy have none
-    uvloop = None  # type: ignore[assignment]
+uvloop: Any = find_spec("uvloop") and import_module("uvloop")  # Windows and PyPy have none
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: Any) -> Mapping[str, Callable[[], Any]]:

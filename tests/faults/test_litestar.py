@@ -161,8 +161,7 @@ async def test_overload(journal, note):
     @get("/")
     async def handler(ctx: NamedDependency[DeferredContext]) -> str:
         ctx.defer(note)
-        ctx.defer(note)
-        return "answer"
+        return ctx.defer(note).name
 
     async with serving(handler, settings={"max_per_context": 1}) as (client, supervisor):
         exchange = await client.get("/")
@@ -185,11 +184,8 @@ async def test_the_body_in_a_task():
         exchange = await client.request("POST", "/", body=b"body")
         assert exchange.status == 200
         await settled(*handles)
-        assert handles[0].state in {TaskState.FAILED, TaskState.SUCCEEDED}
-        if handles[0].state is TaskState.FAILED:
-            assert told.errors == [handles[0].error]
-        else:
-            assert handles[0].result() in {b"", b"body"}
+        assert handles[0].state is TaskState.FAILED
+        assert told.errors == [handles[0].error]
 
 
 async def test_a_websocket(journal, note):
@@ -219,8 +215,7 @@ async def test_a_request_cancelled(journal, note):
     async def handler(ctx: NamedDependency[DeferredContext]) -> str:
         ctx.defer(note)
         arrived.set()
-        await asyncio.get_running_loop().create_future()
-        return "never"
+        return await asyncio.get_running_loop().create_future()
 
     async with serving(handler) as (client, supervisor):
         exchange = client.open("GET", "/").start()
@@ -238,7 +233,7 @@ async def test_no_handler(path):
 
     @post("/")
     async def handler() -> str:
-        return "answer"
+        raise AssertionError
 
     async with serving(handler) as (client, supervisor):
         assert (await client.get(path)).status == (404 if path == "/missing" else 405)

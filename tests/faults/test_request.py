@@ -36,10 +36,10 @@ async def call(app, send=None, *, receive=None, kind="http", **scope):
     async def keep(message):
         sent.append(message)
 
-    async def gone():
-        return {"type": "http.disconnect"}
+    async def unasked():
+        raise AssertionError
 
-    await app({"type": kind, "method": "GET", "path": "/", "headers": [], **scope}, receive or gone, send or keep)
+    await app({"type": kind, "method": "GET", "path": "/", "headers": [], **scope}, receive or unasked, send or keep)
     return sent
 
 
@@ -135,8 +135,9 @@ class TestHandlers:
         async def app(scope, receive, send):
             defer(journal.note)
             try:
-                for message in (START, PART, BODY):
-                    await send(message)
+                await send(START)
+                await send(PART)
+                await send(BODY)
             except OSError:
                 if not swallowed:
                     raise

@@ -38,10 +38,10 @@ async def call(app, send=None, *, receive=None, kind="http", **scope):
     async def keep(message):
         sent.append(message)
 
-    async def gone():
-        return {"type": "http.disconnect"}
+    async def unasked():
+        raise AssertionError
 
-    await app({"type": kind, "method": "GET", "path": "/", "headers": [], **scope}, receive or gone, send or keep)
+    await app({"type": kind, "method": "GET", "path": "/", "headers": [], **scope}, receive or unasked, send or keep)
     return sent
 
 

@@ -26,7 +26,7 @@ async def call(app, scope=HTTP):
         sent.append(message)
 
     async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
+        raise AssertionError
 
     await app(dict(scope), receive, send)
     return sent

@@ -72,13 +72,11 @@ class EvilText(str):
 
 
 class OddText(str):
-    """A text that is equal to nothing."""
+    """A text that is equal to itself alone."""
 
     __slots__ = ()
     __hash__ = str.__hash__
-
-    def __eq__(self, other):
-        return False
+    __eq__ = object.__eq__
 
 
 def sync(value=1):
@@ -347,10 +345,7 @@ class TestNames:
         """A09: a name of a class of its own is refused, or is a name like any other; the others run."""
         async with Supervisor() as supervisor:
             with supervisor.context() as ctx:
-                try:
-                    view = ctx.with_options(name=name)
-                except (TypeError, ValueError):
-                    view = ctx
+                view = ctx.with_options(name=name)
                 handles = [view.defer(fine), ctx.defer(fine), view.defer(_boom), ctx.defer(fine)]
             states = await settled(*handles)
         assert states == [TaskState.SUCCEEDED, TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SUCCEEDED]
@@ -380,7 +375,8 @@ async def _asynchronous_generator():
 
 
 def _generator():
-    yield 1
+    raise AssertionError
+    yield
 
 
 def _done_future(value):

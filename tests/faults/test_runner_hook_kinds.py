@@ -31,19 +31,6 @@ from tests.faults.support import (
 ERRORS = [RuntimeError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BareError, StopIteration]
 
 
-def raising(kind):
-    """Return a hook that raises this, and one that does so asynchronously."""
-
-    def hook(event):
-        raise kind("the hook's")
-
-    async def hook_async(event):
-        await asyncio.sleep(0)
-        raise kind("the hook's")
-
-    return hook, hook_async
-
-
 class TestKinds:
     @pytest.mark.parametrize("make", [Mock, MagicMock, AsyncMock])
     async def test_mocks(self, make):

@@ -172,8 +172,7 @@ def failing_at(place, error):
         if place == "enter":
             raise error
         yield "scope"
-        if place == "exit":
-            raise error
+        raise error
 
     return scope
 
@@ -243,8 +242,7 @@ class TestScopes:
 
         @asynccontextmanager
         async def slow():
-            await forever()
-            yield
+            yield await forever()
 
         async with Supervisor(task_scope=slow, drain_timeout=20) as supervisor:
             with supervisor.context() as ctx:

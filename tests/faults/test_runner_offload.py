@@ -9,7 +9,7 @@ import pytest
 
 from deferred import Supervisor, TaskState
 from deferred._offload import DaemonThreads
-from tests.faults.support import BoomError, Told, fine, nothing_left, settled, turns, until
+from tests.faults.support import Told, fine, nothing_left, settled, turns, until
 
 SHORT = {"drain_timeout": 0, "cancel_grace": 0.05}
 
@@ -44,11 +44,6 @@ class Garbage(concurrent.futures.Executor):
 def square(number):
     """Be a function that can be sent to a process."""
     return number * number, os.getpid()
-
-
-def fails():
-    """Fail, wherever."""
-    raise BoomError("boom")
 
 
 class TestExecutors:
@@ -186,12 +181,6 @@ def _no_thread(self):
 def _shut(executor):
     executor.shutdown()
     return executor
-
-
-def _spawn():
-    import multiprocessing
-
-    return multiprocessing.get_context("spawn")
 
 
 async def _wait(handle):

@@ -62,12 +62,8 @@ class TestAttempts:
         assert len(told.errors) == 1
 
     async def test_a_base_exception_that_is_named(self):
-        """S9: an error that `on` names is retried, or `on` refuses to be given it."""
-        try:
-            policy = Retry(on=BareError, **NOW)
-        except (TypeError, ValueError):
-            return
-        handle, _ = await run(Flaky(2, BareError), policy)
+        """S9: an error that `on` names is retried, whatever its class."""
+        handle, _ = await run(Flaky(2, BareError), Retry(on=BareError, **NOW))
         assert (handle.state, handle.attempts) == (TaskState.SUCCEEDED, 3)
 
 
@@ -176,11 +172,7 @@ class TestPolicies:
     def test_any_backoff(self, attempt, initial, most, base, jitter):
         """A57: whatever the numbers, a wait lies between 0 and wait_max and nothing overflows."""
         policy = Retry(on=OSError, wait_initial=initial, wait_max=most, wait_exp_base=base, wait_jitter=jitter)
-        try:
-            wait = policy.delay(attempt)
-        except TypeError:
-            wait = policy.delay(attempt, OSError())
-        assert 0 <= wait <= most
+        assert 0 <= policy.delay(attempt) <= most
 
     @pytest.mark.parametrize("bad", [-1, float("nan"), float("inf"), float("-inf"), "1", True, HUGE, None])
     @pytest.mark.parametrize("name", ["wait_initial", "wait_max", "wait_exp_base", "wait_jitter"])

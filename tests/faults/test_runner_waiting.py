@@ -24,24 +24,6 @@ SHORT = {"drain_timeout": 0, "cancel_grace": 0.05}
 RETRY = Retry(on=ConnectionError, wait_initial=0, wait_max=0, attempts=5, timeout=None)
 
 
-class Stubborn:
-    """Work that ignores its cancellation until it is let go."""
-
-    def __init__(self, answer=None):
-        self.go, self.answer, self.asked, self.calls = asyncio.Event(), answer, 0, 0
-
-    async def __call__(self):
-        """Ignore every cancellation."""
-        self.calls += 1
-        while not self.go.is_set():
-            try:
-                await self.go.wait()
-            except asyncio.CancelledError:
-                self.asked += 1
-        if self.answer is not None:
-            raise self.answer
-
-
 class TestEachOther:
     async def test_itself(self):
         """S4: a task that cancels its handle, or its asyncio task, has been cancelled, alone."""
@@ -222,6 +204,8 @@ class TestWaiting:
             async with Supervisor(**SHORT) as supervisor:
                 with supervisor.context() as ctx:
                     handles += [ctx.defer(waits, 0), ctx.defer(waits, 2), ctx.defer(waits, 1)]
+                await turns(3)
+                assert {handle.state for handle in handles} == {TaskState.RUNNING}
         assert all(handle.done() for handle in handles)
         assert not loose
         assert nothing_left(supervisor)

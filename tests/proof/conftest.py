@@ -12,12 +12,6 @@ settings.register_profile("short", max_examples=150, stateful_step_count=30, **C
 settings.register_profile("long", max_examples=5000, stateful_step_count=80, **COMMON)
 
 
-@pytest.fixture(scope="session")
-def long() -> bool:
-    """Whether the long round was asked for."""
-    return LONG
-
-
 @pytest.fixture
 def quiet() -> None:
     """Do not log: thousands of failures would fill the memory of the test run."""

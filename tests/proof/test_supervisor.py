@@ -215,8 +215,6 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_accounts_agree(self):
         """Every task accepted is counted once: in its final state, or as running or waiting."""
-        if not hasattr(self, "supervisor"):
-            return
         stats, launcher = self.supervisor.stats(), self.supervisor._launcher
         assert min(stats.pending, stats.running) >= 0
         assert stats.pending + stats.running == len(launcher.tasks) + len(launcher.detached)
@@ -233,8 +231,6 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def every_handle_is_told_once(self):
         """Each handle that has failed was told exactly once, with its own error."""
-        if not hasattr(self, "supervisor"):
-            return
         for handle, _ in self.handles:
             told = [event for event in self.told.of(TaskFailed) if event.task is handle]
             assert len(told) == (handle.state is TaskState.FAILED)
@@ -247,8 +243,6 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self):
         """Close it: then nothing is left, and every context has settled."""
-        if not hasattr(self, "supervisor"):
-            return
         try:
             for work in self.works:
                 work.ignores = 0
@@ -261,8 +255,7 @@ class Machine(RuleBasedStateMachine):
                 assert (named.accepted, named.running) == (0, 0)
             self.nothing_is_loose()
         finally:
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
+            list(map(asyncio.Task.cancel, asyncio.all_tasks(self.loop)))
             self.do(asyncio.sleep, 0)
             self.loop.close()
             logging.getLogger("deferred").disabled = False

@@ -1,0 +1,120 @@
+"""The watchdog names whoever blocks the event loop, and ends with its loop."""
+
+import asyncio
+import logging
+import threading
+from unittest import mock
+
+import pytest
+
+from deferred import Supervisor
+from deferred._watchdog import Watchdog
+
+THRESHOLD = 0.02  # seconds
+
+
+class Heard(logging.Handler):
+    """Keeps the messages."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+        self.more = threading.Condition()
+
+    def emit(self, record):
+        """Keep it."""
+        with self.more:
+            self.messages.append(record.getMessage())
+            self.more.notify_all()
+
+    def wait_for(self, text):
+        """Wait, in a thread, until there is a message with this text."""
+        with self.more:
+            assert self.more.wait_for(lambda: self.about(text), timeout=30)
+
+    def about(self, text):
+        """Return the first message with this text; the machine itself may be slow enough for others."""
+        return next((message for message in self.messages if text in message), None)
+
+
+@pytest.fixture
+def heard():
+    """Give what the watchdog logs; no thread of an earlier test is left."""
+    list(map(threading.Thread.join, watching()))
+    handler, logger = Heard(), logging.getLogger("deferred")
+    handler.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def watching():
+    """Return the threads that watch."""
+    return [thread for thread in threading.enumerate() if thread.name == "deferred-watchdog"]
+
+
+async def test_a_task_that_blocks_is_named(heard):
+    """A16: a task that blocks the loop is named with the place that deferred it, once for each time."""
+    async with Supervisor(watchdog=THRESHOLD) as supervisor:
+        with supervisor.context() as ctx:
+
+            async def greedy():
+                while not heard.about("blocked by task"):
+                    pass
+
+            handle = ctx.defer(greedy)
+        await handle
+        await asyncio.to_thread(heard.wait_for, "the event loop turns again, after")
+    blocked = heard.about("blocked by task")
+    assert f"blocked by task {handle.name!r} (deferred at {handle.site})" in blocked
+    assert f"{__file__}:" in blocked
+
+
+async def test_code_that_is_no_task(heard):
+    """A loop that is blocked by other code is reported with the place where it is."""
+    async with Supervisor(watchdog=THRESHOLD):
+        while not heard.about("blocked by code that is no deferred task, at "):
+            pass
+
+
+async def test_a_loop_that_turns(heard):
+    """A loop that gives signs of life is left alone."""
+    watchdog = Watchdog.__new__(Watchdog)
+    watchdog._loop, watchdog._threshold, watchdog._alive = asyncio.get_running_loop(), 30, threading.Event()
+    watchdog._stop = mock.Mock()
+    watchdog._stop.wait.side_effect = [False, False, True]
+    await asyncio.to_thread(watchdog._watch)
+    assert heard.messages == []
+
+
+async def test_it_ends_with_its_supervisor(heard):
+    """A supervisor that was closed is not watched, one that was opened again is, by one thread."""
+    supervisor = Supervisor(watchdog=THRESHOLD)
+    for _ in range(2):
+        async with supervisor:
+            (thread,) = watching()
+            async with supervisor:
+                assert watching() == [thread]
+        thread.join()
+    assert watching() == []
+
+
+def test_a_loop_that_is_gone(heard):
+    """The watchdog of a loop that was closed ends by itself."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    Watchdog(loop, THRESHOLD)
+    list(map(threading.Thread.join, watching()))
+    assert heard.messages == []
+
+
+def test_a_thread_that_is_gone(heard):
+    """A loop whose thread has ended is reported as blocked at an unknown place."""
+    loop = asyncio.new_event_loop()
+    made = []
+    thread = threading.Thread(target=lambda: made.append(Watchdog(loop, THRESHOLD)))
+    thread.start()
+    thread.join()
+    heard.wait_for("at an unknown place")
+    made[0].stop()
+    loop.close()
