@@ -19,7 +19,7 @@ VALUES = [{}, lambda: None, function, math.nan, 1, False, None, object(), [], "x
 
 @pytest.mark.parametrize("value", VALUES, ids=[type(value).__name__ + str(n) for n, value in enumerate(VALUES)])
 async def test_wait_until_refuses_what_cannot_be_awaited(supervisor, value):
-    """VJ-01: each of ten values is a TypeError that names the type it got."""
+    """VJ-01, S3: each of ten values is a TypeError that names the type it got."""
     with supervisor.context() as ctx:
         for register in (ctx.wait_until, wait_until):
             with pytest.raises(TypeError, match=rf"\b{type(value).__name__}\b"):

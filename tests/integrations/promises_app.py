@@ -98,7 +98,7 @@ class AppPromises(Base):
         assert script.noted == []
 
     async def test_a_failing_startup_is_the_apps_own(self, script, supervisor):
-        """An app that fails to start says so as it does without us, and no drain follows."""
+        """B28: an app that fails to start says so as it does without us, and no drain follows."""
         self.needs("lifespan")
         told: list[Any] = []
         supervisor.add_hook(lambda event: told.append(type(event)))

@@ -78,7 +78,7 @@ async def test_a_failure_of_the_apps_own_in_the_lifespan_is_left_to_the_server(s
 
 
 async def test_an_app_that_fails_at_its_shutdown_says_so_after_the_drain(script):
-    """The error of an app's shutdown reaches the server, and the drain has ended before."""
+    """B29: the error of an app's shutdown reaches the server, and the drain has ended before."""
     supervisor = Supervisor()
 
     async def app(scope, receive, send):
