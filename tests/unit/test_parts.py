@@ -10,6 +10,7 @@ import weakref
 import pytest
 
 from deferred import (
+    Retry,
     Supervisor,
     _current,
     _launch,
@@ -72,6 +73,15 @@ class TestArguments:
 
 
 class TestSettings:
+    def test_the_defaults(self):
+        """The settings that nobody gives are those that the documentation names."""
+        policy, launcher = Retry(on=OSError), Supervisor()._launcher
+        assert (policy.attempts, policy.wait_initial, policy.wait_max) == (3, 0.1, 5.0)
+        assert (policy.wait_exp_base, policy.wait_jitter, policy.timeout) == (2.0, 1.0, 45.0)
+        assert (launcher.slots.max_running, launcher.max_pending, launcher.max_per_context) == (1000, 10_000, 1000)
+        assert (launcher.overflow, launcher.out_of_scope, launcher.grace) == ("reject", "raise", 2.0)
+        assert (launcher.hooks.limit, launcher.stall, launcher.options.retry) == (5.0, None, None)
+
     @pytest.mark.parametrize(("text", "expected"), [(None, 20.0), ("3.5", 3.5), ("0", 0.0)])
     def test_the_drain_timeout_of_the_environment(self, text, expected, monkeypatch):
         """The environment says how long a drain waits where the program does not."""
