@@ -21,6 +21,8 @@ from deferred import (
     TaskUnfinishedError,
     _run,
     _supervisor,
+    current_context,
+    fire_and_forget,
 )
 from deferred._call import site_of
 
@@ -46,6 +48,8 @@ class TestWords:
             with supervisor.context() as ctx:
                 handle = ctx.defer(fine, "secret")
                 assert handle.arguments == (("secret",), {})
+                assert handle.function == "fine"
+                assert 0 < handle.created <= asyncio.get_running_loop().time()
                 assert repr(handle) == f"<TaskHandle 'fine' pending id={handle.id} attempts=0>"
                 with pytest.raises(asyncio.InvalidStateError, match="task 'fine' is pending"):
                     handle.result()
@@ -317,6 +321,26 @@ class TestEnds:
                 await handle
             assert asyncio.get_running_loop().time() - started == pytest.approx(3)
         assert (handle.outcome, handle.attempts) == (Outcome.TIMED_OUT, 1)
+
+    async def test_a_drain_counts_what_it_waits_for(self):
+        """S2, S11: fire-and-forget work that ends during a drain is no part of its report."""
+
+        @fire_and_forget
+        async def route():
+            return await current_context().run(gate.wait)
+
+        gate = asyncio.Event()
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                detached, waited = await route(), ctx.defer(gate.wait)
+            await asyncio.sleep(0)
+            draining = asyncio.ensure_future(supervisor.drain())
+            await asyncio.sleep(0)
+            gate.set()
+            await detached
+            report = await draining
+        assert waited.done()
+        assert (report.finished, supervisor.stats().succeeded) == (1, 2)
 
     @pytest.mark.looptime
     async def test_a_drain_that_is_cut(self):
