@@ -19,6 +19,7 @@ from deferred import (
     TaskStarted,
     TaskState,
     TaskUnfinishedError,
+    _process,
     _run,
     _supervisor,
     current_context,
@@ -365,11 +366,11 @@ class TestEnds:
     async def test_a_forked_child(self, monkeypatch):
         """A45: in a forked child nothing of the parent's is counted, and nothing is accepted."""
         supervisor, never_used = Supervisor(), Supervisor()
-        monkeypatch.setattr(_supervisor, "_alive", weakref.WeakSet([supervisor, never_used]))
+        monkeypatch.setattr(_process, "alive", weakref.WeakSet([supervisor, never_used]))
         async with supervisor:
             with supervisor.context() as ctx:
                 ctx.defer(fine)
-                _supervisor._after_fork()
+                _process._after_fork()
                 assert supervisor.stats().pending == supervisor.stats().running == 0
                 with pytest.raises(SupervisorClosedError, match="forked"):
                     ctx.defer(fine)

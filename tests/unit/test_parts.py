@@ -15,6 +15,7 @@ from deferred import (
     _current,
     _launch,
     _offload,
+    _process,
     _supervisor,
     _task,
     concurrent,
@@ -264,14 +265,14 @@ class TestLeftovers:
         """A44: what is left when the interpreter ends is named in one line, up to a bound, and told as abandoned."""
         told = []
         supervisor, idle = Supervisor(hooks=[told.append]), Supervisor()
-        monkeypatch.setattr(_supervisor, "_alive", weakref.WeakSet([supervisor, idle]))
+        monkeypatch.setattr(_process, "alive", weakref.WeakSet([supervisor, idle]))
         async with supervisor:
             with supervisor.context() as ctx:
-                handles = [ctx.defer(asyncio.sleep, 0) for _ in range(_supervisor.SHOWN + 3)]
-                _supervisor._report_leftovers()
+                handles = [ctx.defer(asyncio.sleep, 0) for _ in range(_process.SHOWN + 3)]
+                _process._report_leftovers()
             (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
             assert f"the process ends with {len(handles)} unfinished task(s): 'sleep' (deferred at" in record.message
-            assert record.message.count("'sleep'") == _supervisor.SHOWN
+            assert record.message.count("'sleep'") == _process.SHOWN
             assert record.message.endswith(" and 3 more")
         assert {handle.state.value for handle in handles} == {"abandoned"}
         assert sum(type(event).__name__ == "TaskAbandoned" for event in told) == len(handles)
