@@ -18,11 +18,10 @@ from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
-from types import CoroutineType
 from typing import Any
 
 from deferred._arguments import ArgumentCheck
-from deferred._call import Kind, claimed, name_of
+from deferred._call import Kind, claimed, is_coroutine, name_of
 from deferred._events import Execution, Outcome, TaskRejected
 from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
@@ -218,7 +217,7 @@ class Acceptance(abc.ABC):
         if full is not None:
             return self._refuse(task, context, full)
         self.slots.accept(task)
-        if task._kind is Kind.AWAITABLE and isinstance(task._work, CoroutineType):
+        if task._kind is Kind.AWAITABLE and is_coroutine(task._work):
             claimed.add(task._work)
         if task._execution is Execution.FIRE_AND_FORGET:
             self.detached.add(task)

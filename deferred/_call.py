@@ -15,7 +15,16 @@ import inspect
 from types import CodeType, CoroutineType, FunctionType, MethodType
 from typing import Any
 
-__all__ = ["Kind", "check_awaitable", "check_callable", "claimed", "close_refused", "name_of", "site_of"]
+__all__ = [
+    "Kind",
+    "check_awaitable",
+    "check_callable",
+    "claimed",
+    "close_refused",
+    "is_coroutine",
+    "name_of",
+    "site_of",
+]
 
 claimed: set[Any] = set()
 """The coroutines that somebody keeps alive: one runs once, in whatever supervisor of this process."""
@@ -107,6 +116,11 @@ def check_awaitable(awaitable: object) -> None:
         hint = f"it was not called: write `wait_until({name}(...))`, or `defer({name}, ...)` to start it later"
     message = f"wait_until() takes an awaitable, not {_article(refused)} ({_shorten(refused)}): {hint}"
     raise TypeError(message)
+
+
+def is_coroutine(work: object) -> bool:
+    """Say whether Python has made this coroutine: then it can be awaited once, and is hashed by what it is."""
+    return isinstance(work, CoroutineType)
 
 
 def close_refused(work: object) -> None:

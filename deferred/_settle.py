@@ -11,11 +11,10 @@ import asyncio
 import contextlib
 from asyncio import Future
 from asyncio import _get_running_loop as running_loop
-from types import CoroutineType
 from typing import Any
 
 from deferred._accept import Acceptance
-from deferred._call import Kind, claimed, close_refused
+from deferred._call import Kind, claimed, close_refused, is_coroutine
 from deferred._drain import Drain
 from deferred._events import (
     ContextSettled,
@@ -63,7 +62,7 @@ class Settlement(Acceptance):
             return
         task._outcome = _OK
         task._vars = task._runner = None
-        if task._kind is not _ASYNC and isinstance(task._work, CoroutineType):
+        if task._kind is not _ASYNC and is_coroutine(task._work):
             claimed.discard(task._work)
         context: Any = task._unit
         context._finished += 1
@@ -115,7 +114,7 @@ class Settlement(Acceptance):
             self.count_room()
         if task._kind is Kind.AWAITABLE:
             close_refused(task._work)  # if it was never awaited
-            if isinstance(task._work, CoroutineType):
+            if is_coroutine(task._work):
                 claimed.discard(task._work)
 
     def _tell_ending(self, task: TaskHandle[Any], context: UnitOfWork, outcome: Outcome) -> None:

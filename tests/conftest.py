@@ -36,3 +36,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     if pyfuncitem.get_closest_marker("asyncio") is None:
         asyncio.set_event_loop(None)
     return (yield)
+
+
+@pytest.fixture(autouse=True)
+def nothing_loose(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test after which asyncio's loop had to report an error of its own: a callback that raised, a lost task."""
+    found: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        asyncio.BaseEventLoop, "default_exception_handler", lambda _loop, context: found.append(context)
+    )
+    yield
+    assert found == []

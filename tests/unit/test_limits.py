@@ -18,6 +18,7 @@ from deferred import (
     sequential,
 )
 from deferred._launch import _BATCH
+from deferred._limits import Slots
 
 
 async def wait_for(gate):
@@ -209,3 +210,12 @@ class TestHosts:
                 handles = [ctx.defer(look), ctx.defer(look_async)]
             await ctx.drained()
         assert sorted(found, key=str) == sorted([(handle, ctx) for handle in handles], key=str)
+
+
+class TestSlots:
+    def test_nobody_waits(self):
+        """Where nobody waits nobody is next, whether there is a slot or not."""
+        slots = Slots(1, {})
+        assert slots.next() is None
+        slots.busy = 1
+        assert slots.next() is None
