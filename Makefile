@@ -92,7 +92,12 @@ FORCE:
 # --- the commands ----------------------------------------------------------------------------
 .PHONY: run
 run: $(VENV)/.run-stamp ## start the marathon app (MARATHON_PORT=8123 make run)
-	@MARATHON_DEMO_DELAYS="$${MARATHON_DEMO_DELAYS-insert=180,mail=350}" exec $(PY) -m marathon_app
+	@MARATHON_DEMO_DELAYS="$${MARATHON_DEMO_DELAYS-insert=180,mail=350}" \
+		MARATHON_DEMO_RESTART="$${MARATHON_DEMO_RESTART-yes}" exec $(PY) -m marathon_app
+
+.PHONY: compare
+compare: $(VENV)/.run-stamp ## measure the executions side by side (ARGS="-n 200")
+	@MARATHON_DEMO_DELAYS="$${MARATHON_DEMO_DELAYS-insert=180,mail=350}" exec $(PY) -m marathon_app compare $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev-stamp ## run the whole test suite (ARGS="-k drain -x")

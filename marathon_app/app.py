@@ -11,6 +11,7 @@ from litestar.di import Provide
 from deferred import Supervisor
 from deferred.integrations.litestar import DeferredPlugin
 from marathon_app import routes
+from marathon_app.controls import are_offered, control_routes
 from marathon_app.database import Database, DatabaseUnavailableError
 from marathon_app.health import Health
 from marathon_app.incoming import MAX_BODY, provide_registration
@@ -23,6 +24,7 @@ from marathon_app.registrations import SCHEMA, Registrations
 from marathon_app.responses import EXCEPTION_HANDLERS, add_headers, logger
 from marathon_app.settings import MailServer, Settings, load_settings
 from marathon_app.tasks import Tasks
+from marathon_app.timeline import Timeline
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
@@ -36,6 +38,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
     """
     settings = load_settings() if settings is None else settings
     mailbox = Mailbox()
+    supervisor = Supervisor()
+    timeline = Timeline(supervisor)
     writer = LetterWriter(settings.mail_from)
     handlers = [
         routes.register_sequential,
@@ -47,13 +51,14 @@ def create_app(settings: Settings | None = None) -> Litestar:
         routes.ready,
         *([routes.outbox] if settings.mail_server is None else []),
         *page_routes(settings),
+        *control_routes(settings, timeline, mailbox),
     ]
     return Litestar(
         route_handlers=handlers,
         # Opened in this order and closed in reverse; the plugin adds its drain as the last to open,
         # so deferred work still has the database and the mail server.
         lifespan=[_services(settings, mailbox, writer)],
-        plugins=[DeferredPlugin(Supervisor())],
+        plugins=[DeferredPlugin(supervisor)],
         dependencies={
             "registration": Provide(provide_registration),
             "tasks": Provide(_provide_tasks, sync_to_thread=False),
@@ -62,6 +67,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         },
         state=State({"health": Health(), "limits": RegistrationLimits(settings.rate_limit), "mailbox": mailbox}),
         exception_handlers=dict(EXCEPTION_HANDLERS),
+        before_request=timeline.notice if are_offered(settings) else None,
         before_send=[add_headers],
         request_max_body_size=MAX_BODY,
         # Explicit, as the environment could say otherwise: an error page with a traceback is never served.

@@ -1,4 +1,4 @@
-"""The command: settings, a socket, and uvicorn in this process.
+"""The command: settings, a socket, and uvicorn in this process; or a comparison.
 
 Exit codes: 0 after SIGTERM or SIGINT, once the work is drained; 1 when it cannot serve, or could
 not close in order; 2 when a setting cannot be used.
@@ -17,6 +17,7 @@ import uvicorn
 from litestar import Litestar
 
 from marathon_app.database import DatabaseUnavailableError, probe
+from marathon_app.restarting import inherited, keep_running
 from marathon_app.settings import Settings, SettingsError, load_settings
 
 GRACEFUL_TIMEOUT: Final = 10  # seconds a request may still take once a signal came
@@ -36,19 +37,25 @@ def main() -> int:
     Returns:
         The exit code.
     """
+    if sys.argv[1:2] == ["compare"]:
+        # Only now, as the server needs neither an HTTP client nor tables.
+        code: int = importlib.import_module("marathon_app.compare").main(sys.argv[2:])
+        return code
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
+    listener = inherited(sys.argv)
     try:
         settings = load_settings()
         _check_database(settings.database_path)
-        app = _load_app()
+        is_parent = settings.demo_restart and listener is None
+        app = None if is_parent else _load_app()
     except SettingsError as error:
         return _complain(str(error), 2)
     try:
-        listener = _listen(settings.host, settings.port)
+        listener = listener or _listen(settings.host, settings.port)
     except OSError as error:
         mend = "MARATHON_PORT chooses another port (0: a free one), MARATHON_HOST another address."
         return _complain(f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. {mend}", 1)
-    return _serve(app, settings, listener)
+    return keep_running(listener) if app is None else _serve(app, settings, listener)
 
 
 class Server(uvicorn.Server):

@@ -5,6 +5,7 @@ oldest make room. It is there when no `MARATHON_SMTP_URL` is given.
 """
 
 import asyncio
+import enum
 import logging
 from collections import deque
 from datetime import UTC, datetime
@@ -20,9 +21,26 @@ from marathon_app.settings import MailServer
 HOST: Final = "127.0.0.1"
 CAPACITY: Final = 20_000  # mails; at about 600 bytes each some 12 MB when full
 CLOSE_TIMEOUT: Final = 2.0  # seconds for sessions to notice that they are closed
+DAWDLE: Final = 2.0  # seconds a slow server takes for a recipient
 
 # It logs every command at INFO, addresses included: too much for a server made to be looked at.
 logging.getLogger("mail.log").setLevel(logging.WARNING)
+
+
+class Mode(enum.StrEnum):
+    """How the server behaves; all but the first are for the demonstration."""
+
+    OK = "ok"
+    REFUSE = "refuse"  # for good: 550
+    LATER = "later"  # for now: 451
+    SLOW = "slow"
+    HANG = "hang"  # no answer until it is switched to another mode
+
+
+_REPLIES: Final = {
+    Mode.REFUSE: "550 5.1.1 No such user here",
+    Mode.LATER: "451 4.3.0 Not now, try again later",
+}
 
 
 class ReceivedMail(msgspec.Struct, frozen=True):
@@ -52,6 +70,19 @@ class Mailbox:
         self._headers = BytesHeaderParser(policy=policy.SMTPUTF8)
         self._sessions: set[_Session] = set()
         self._server: asyncio.Server | None = None
+        self._mode = Mode.OK
+        self._switched = asyncio.Event()  # set, and replaced, whenever the mode changes
+
+    @property
+    def mode(self) -> Mode:
+        """How the server behaves."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        self._mode = mode
+        self._switched.set()
+        self._switched = asyncio.Event()
 
     async def open(self) -> MailServer:
         """Listen on a free port of the loopback interface and say where that is."""
@@ -83,6 +114,20 @@ class Mailbox:
             return list(self._received)
         wanted = to.casefold()
         return [mail for mail in self._received if mail.to.casefold() == wanted]
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """Take a recipient, or do what the mode says; aiosmtpd calls this for each."""
+        if self._mode is Mode.SLOW:
+            await asyncio.sleep(DAWDLE)
+        while self._mode is Mode.HANG:
+            await self._switched.wait()
+        if self._mode in _REPLIES:
+            return _REPLIES[self._mode]
+        envelope.rcpt_tos.append(address)
+        envelope.rcpt_options.extend(options)
+        return "250 OK"
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
         """Keep one mail; aiosmtpd calls this when a mail is complete."""

@@ -127,9 +127,13 @@ async def ready(tasks: NamedDependency[Tasks], health: NamedDependency[Health]) 
 
 
 @get("/dev/outbox")
-async def outbox(mailbox: NamedDependency[Mailbox], to: FromQuery[str | None] = None) -> Response[list[ReceivedMail]]:
-    """List the mails the embedded server received, the oldest first; `?to=` narrows to one recipient.
+async def outbox(
+    mailbox: NamedDependency[Mailbox], to: FromQuery[str | None] = None, last: FromQuery[int] = 0
+) -> Response[list[ReceivedMail]]:
+    """List the mails the embedded server received, the oldest first.
+
+    `?to=` narrows to one recipient, `?last=` to so many of the newest.
 
     `Marathon-Now` tells this clock's time, for whoever compares `received_at` with a clock of their own.
     """
-    return Response(mailbox.received(to), headers={"Marathon-Now": now()})
+    return Response(mailbox.received(to)[-max(last, 0) :], headers={"Marathon-Now": now()})

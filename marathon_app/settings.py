@@ -12,6 +12,7 @@ misspelt variable would otherwise be a setting silently ignored. Set to nothing 
 | MARATHON_SMTP_URL | (embedded mailbox) | smtp://, smtps:// or smtp+starttls://, user:password@host:port |
 | MARATHON_MAIL_FROM | registration@marathon.example | the sender's address |
 | MARATHON_DEMO_DELAYS | (none) | insert=180,mail=350: milliseconds added, for the demonstration |
+| MARATHON_DEMO_RESTART | no | yes: start again when killed, for the demonstration |
 | MARATHON_RATE_LIMIT | 600 for peers that are not loopback | registrations a minute from one peer; 0 is off |
 """
 
@@ -79,6 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mail_server: MailServer | None = None  # None: the embedded mailbox
     mail_from: str = "registration@marathon.example"
     demo_delays: DemoDelays = DemoDelays()
+    demo_restart: bool = False
     rate_limit: int | None = None  # None: the default, from which loopback peers are exempt
 
 
@@ -197,6 +199,13 @@ def _read_demo_delays(text: str) -> DemoDelays:
         raise ValueError(message) from None
 
 
+def _read_demo_restart(text: str) -> bool:
+    if text.lower() not in {"yes", "no"}:
+        message = f"{text!r} is not understood; give yes or no"
+        raise ValueError(message)
+    return text.lower() == "yes"
+
+
 def _read_rate_limit(text: str) -> int:
     try:
         return msgspec.convert(text, PerMinute, strict=False)
@@ -212,5 +221,6 @@ VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "MARATHON_SMTP_URL": ("mail_server", _read_smtp_url),
     "MARATHON_MAIL_FROM": ("mail_from", _read_mail_from),
     "MARATHON_DEMO_DELAYS": ("demo_delays", _read_demo_delays),
+    "MARATHON_DEMO_RESTART": ("demo_restart", _read_demo_restart),
     "MARATHON_RATE_LIMIT": ("rate_limit", _read_rate_limit),
 }

@@ -37,6 +37,7 @@ TARGETS = (
     "docs-serve",
     "test-all",
     "test-oldest",
+    "compare",
     "compat",
     "coverage",
     "mutation",
@@ -176,15 +177,15 @@ def test_help_lists_each_command() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "insert=180,mail=350"),
-        ({"MARATHON_DEMO_DELAYS": ""}, ""),
-        ({"MARATHON_DEMO_DELAYS": "mail=5"}, "mail=5"),
+        ({}, "insert=180,mail=350|yes"),
+        ({"MARATHON_DEMO_DELAYS": "", "MARATHON_DEMO_RESTART": ""}, "|"),
+        ({"MARATHON_DEMO_DELAYS": "mail=5", "MARATHON_DEMO_RESTART": "no"}, "mail=5|no"),
     ],
 )
 def test_run_has_demo_delays_unless_they_are_set(tmp_path: Path, given: dict[str, str], expected: str) -> None:
-    """`make run` sets the delays of the demonstration, and an empty setting counts as set."""
+    """`make run` sets the delays of the demonstration and starts again; an empty setting counts as set."""
     (tmp_path / "bin").mkdir()
-    executable(tmp_path / "bin/python", 'echo "$MARATHON_DEMO_DELAYS|$MARATHON_PORT|$*"')
+    executable(tmp_path / "bin/python", 'echo "$MARATHON_DEMO_DELAYS|$MARATHON_DEMO_RESTART|$MARATHON_PORT|$*"')
     # An environment that counts as made and installed: the stamp is newer than all it depends on.
     (tmp_path / ".made-by").touch()
     (tmp_path / ".run-stamp").touch()

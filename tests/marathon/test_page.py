@@ -74,8 +74,9 @@ async def test_nothing_inline(page):
     assert all("src" in script for script in page.find("script"))
     assert page.find("style") == []
     assert not [name for element in page.elements for name in element if name == "style" or name.startswith("on")]
-    assert "style=" not in (PAGES / "page.js").read_text()
-    assert "innerHTML" not in (PAGES / "page.js").read_text()
+    for script in PAGES.glob("*.js"):
+        assert "style=" not in script.read_text()
+        assert "innerHTML" not in script.read_text()
 
 
 async def test_what_it_loads_is_there(client, page):
@@ -88,14 +89,33 @@ async def test_what_it_loads_is_there(client, page):
     assert icon["href"].startswith("data:image/svg+xml,")
 
 
-async def test_a_button_for_each_execution(page):
-    """Each of the four routes has a card with a button of its own, and its path."""
-    routes = {card["data-path"]: card["id"] for card in page.find("article")}
+async def test_a_card_for_each_execution(client, page):
+    """Each registration route that the app has is shown with its path, what it knows and what it risks; no other."""
+    cards = page.find("article")
+    offered = {route.path for route in client.app.routes if route.path.startswith("/api/marathon-")}
 
-    assert set(routes) == {
-        f"/api/marathon-{name}" for name in ("sequential", "fire-and-forget", "concurrent", "waituntil")
-    }
-    assert [button["data-run"] for button in page.find("button", type="button")] == list(routes.values())
+    assert {card["data-path"] for card in cards} == offered
+    assert all(" knows" in card["text"] and "and risks" in card["text"] for card in cards)
+
+
+async def test_every_module_is_served(client):
+    """What the page's modules import is served too, each as what it is, and files beside them are not."""
+    for script in PAGES.glob("*.js"):
+        response = await client.get(f"/{script.name}")
+        assert response.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert (await client.get("/index.html")).status_code == 404
+
+
+async def test_switches_only_where_they_work(tmp_path, page):
+    """The page offers to make trouble with the embedded mailbox on a loopback address, and nowhere else."""
+    open_to_all = Settings(database_path=tmp_path / "open.db", host="0.0.0.0")
+    async with serving(open_to_all) as client:
+        elsewhere = Page((await client.get("/")).text)
+
+    assert page.find("button", id="kill")
+    assert page.find("body", **{"data-controls": "yes"})
+    assert not elsewhere.find("button", id="kill")
+    assert elsewhere.find("body", **{"data-controls": "no"})
 
 
 async def test_every_field_has_a_label_and_a_place_for_its_error(page):
