@@ -133,6 +133,10 @@ bench: $(VENV)/.dev-stamp ## run the benchmarks (ARGS="-k defer")
 downstream: $(VENV)/.dev-stamp ## run Starlette's own suite with every app wrapped: no difference is allowed
 	@exec $(PY) tests/downstream/run.py
 
+.PHONY: servers
+servers: $(VENV)/.dev-stamp ## test the servers as processes, what takes minutes too
+	@exec $(PY) -m pytest tests/servers tests/servers/long.py $(ARGS)
+
 .PHONY: docs
 docs: $(VENV)/.dev-stamp ## build the documentation's site, strictly, into build/site
 	@mkdir -p build

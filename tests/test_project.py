@@ -32,6 +32,7 @@ TARGETS = (
     "format",
     "types",
     "bench",
+    "servers",
     "docs",
     "downstream",
     "docs-serve",

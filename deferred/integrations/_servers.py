@@ -23,8 +23,7 @@ from deferred.instrumentation.logging import SHOWN, logger
 __all__ = ["Served"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_GUNICORN, _HYPERCORN = "gunicorn.arbiter", "hypercorn.asyncio.run"  # loaded in every process that serves by them
-_LIMITS = ((_GUNICORN, "gunicorn", 30, "--graceful-timeout"), (_HYPERCORN, "hypercorn", 60, "shutdown_timeout"))
+_LIMITS = {"gunicorn": (30, "--graceful-timeout"), "hypercorn": (60, "shutdown_timeout")}
 """Seconds after which a server ends a drain by force, unless its setting says otherwise."""
 
 
@@ -33,7 +32,8 @@ class Served:
 
     The first SIGTERM or SIGINT makes `Supervisor.draining` true, before any server says so to
     the app. A further one cuts a drain that is under way: what is left is cancelled at once.
-    In a worker process only SIGINT does so, because parents repeat SIGTERM.
+    In a worker process only SIGINT does so, because parents repeat SIGTERM; and SIGQUIT after
+    SIGTERM, by which gunicorn says that it has lost its patience.
 
     Args:
         supervisor: The supervisor to open.
@@ -42,7 +42,7 @@ class Served:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._replaced: dict[int, tuple[Callable[..., None], Any]] = {}
-        self._noted = 0
+        self._noted: list[int] = []
         self._late: asyncio.TimerHandle | None = None
         self._server = _parent_server()
 
@@ -71,7 +71,7 @@ class Served:
         self._supervisor.open()
         self._loop = asyncio.get_running_loop()
         if threading.current_thread() is threading.main_thread():  # nobody else may, or is told
-            for signum in _SIGNALS:
+            for signum in (*_SIGNALS, signal.SIGQUIT) if self._server == "gunicorn" else _SIGNALS:
                 self._listen(signum)
         self._compare_limits()
 
@@ -104,20 +104,26 @@ class Served:
 
     def _note(self, signum: int) -> None:
         """Act on a signal; on the event loop."""
-        self._noted += 1
+        self._noted.append(signum)
         name = signal.Signals(signum).name
         parent = multiprocessing.parent_process()
         if self._server == "hypercorn" and parent is not None and not parent.is_alive():
             self._leaving = self._loop.create_task(self._leave(signum))
-        elif self._noted == 1:
+        elif len(self._noted) == 1:
             self._supervisor._stopping = True
             self._late = self._loop.call_later(self._supervisor._launcher.timeout, self._warn_late, name)
-        elif self._server is None or signum == signal.SIGINT:
+        elif self._cuts(signum):
             left = self._left()
             if self._supervisor._cut():
                 logger.warning("%s cuts the drain, which still waited for %s", name, left)
             else:  # uvicorn leaves without a shutdown after two SIGINTs
                 logger.warning("%s again, before any shutdown: a server that leaves without one loses %s", name, left)
+
+    def _cuts(self, signum: int) -> bool:
+        """Say whether a signal that is not the first one means: now."""
+        if self._server is None or signum == signal.SIGINT:
+            return True
+        return signum not in _SIGNALS and signal.SIGTERM in self._noted  # SIGQUIT: see above
 
     def _left(self) -> str:
         tasks = sorted(self._supervisor._launcher.tasks, key=lambda task: task._created)
@@ -145,23 +151,31 @@ class Served:
         """Say so where the server would end the drain before its own deadline."""
         launcher = self._supervisor._launcher
         needed = launcher.timeout + launcher.grace
-        for module, server, limit, setting in _LIMITS:
-            if module in sys.modules and needed >= limit:
-                logger.warning(
-                    "the drain may take %g s (drain_timeout and cancel_grace), and %s ends a shutdown after %d s "
-                    "unless its %s says otherwise: set that higher",
-                    needed,
-                    server,
-                    limit,
-                    setting,
-                )
+        server = "gunicorn" if _is_gunicorn() else "hypercorn" if _is_hypercorn() else None
+        if server is not None and needed >= (limit := _LIMITS[server][0]):
+            logger.warning(
+                "the drain may take %g s (drain_timeout and cancel_grace), and %s ends a shutdown after %d s "
+                "unless its %s says otherwise: set that higher",
+                needed,
+                server,
+                limit,
+                _LIMITS[server][1],
+            )
 
 
 def _parent_server() -> str | None:
     """Return the server whose parent process started this one, as far as it matters; None in a process of its own."""
-    if _GUNICORN in sys.modules:
+    if _is_gunicorn():
         return "gunicorn"
     if multiprocessing.parent_process() is None:
         return None
     unhandled = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    return "hypercorn" if _HYPERCORN in sys.modules and unhandled else "other"
+    return "hypercorn" if _is_hypercorn() and unhandled else "other"
+
+
+def _is_gunicorn() -> bool:
+    return "gunicorn.arbiter" in sys.modules and os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+
+
+def _is_hypercorn() -> bool:
+    return "hypercorn.asyncio.run" in sys.modules

@@ -67,7 +67,6 @@ class App:
 
     def __init__(self, supervisor):
         self.supervisor = supervisor
-        supervisor.add_hook(lambda event: note("draining") if isinstance(event, DrainStarted) else None)
 
     def ready(self, **query):
         """Say which process answers, or that it is about to end."""
@@ -158,6 +157,7 @@ class ASGI(App):
 
 
 supervisor = Supervisor(
+    hooks=[lambda event: note("draining") if isinstance(event, DrainStarted) else None],
     drain_timeout=float(os.environ.get("SERVERS_DRAIN", "60")),
     cancel_grace=float(os.environ.get("SERVERS_GRACE", "30")),
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 45.0  # seconds for a process to do what it is asked to; only a broken one needs them
+PATIENCE = 90.0  # seconds for a process to do what it is asked to; only a broken one needs them
 APP = "tests.servers.app:asgi"
 
 GUNICORN = ["gunicorn", APP, "--bind", "unix:{socket}", "--no-control-socket"]
@@ -33,13 +33,14 @@ COMMANDS = {
     "gunicorn": [*GUNICORN, "-k", "uvicorn_worker.UvicornWorker"],
     "gunicorn workers": [*GUNICORN, "-k", "uvicorn_worker.UvicornWorker", "--workers", "2"],
     "gunicorn asgi": [*GUNICORN, "-k", "asgi"],
+    "aiohttp": ["tests.servers.aiohttp_app", "{socket}"],
 }
 """How each server is started; it listens on a socket that is a file, so that no port can be taken."""
 
 
-def wait_for(condition, what=""):
+def wait_for(condition, what="", patience=PATIENCE):
     """Poll until a condition holds and return what it gave; the bound is for what is broken."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (result := condition()):
         assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.02)
