@@ -94,13 +94,12 @@ def test_sigterm_to_the_whole_group(kind):
     with running(kind) as server:
         clients = [server.new_client() for _ in range(20)]
         for number, client in enumerate(clients):  # so that both workers have work
-            client.get("/work", params={"name": number, "count": 10, "seconds": 0.5}).raise_for_status()
+            client.get("/work", params={"name": number, "count": 10, "seconds": 1}).raise_for_status()
             client.close()
         server.tell_group()
         server.wait_until_gone()
         assert sorted(server.done()) == sorted(f"{n} {m}" for n in range(20) for m in range(10)), server.story()
-        assert sum(finished for finished, *_ in server.drains()) == 200
-        assert not any(others for _, *counts in server.drains() for others in counts)
+        assert [unhappy for _, *unhappy in server.drains()] == [[0, 0, 0]] * 2
 
 
 @pytest.mark.parametrize("kind", ["uvicorn workers", "hypercorn workers", "granian workers", "gunicorn workers"])
