@@ -26,7 +26,8 @@ from deferred._events import Execution, Outcome, TaskRejected
 from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
-from deferred._task import Clock, ErrorHook, TaskHandle, TaskOptions
+from deferred._options import ErrorHook, TaskOptions
+from deferred._task import Clock, TaskHandle
 from deferred._unit import Durable, UnitOfWork
 from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
 

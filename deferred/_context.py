@@ -14,9 +14,11 @@ from msgspec import UNSET, UnsetType
 
 from deferred._call import Kind, check_awaitable, check_callable, close_refused, name_of
 from deferred._events import DrainReport, Execution, Outcome, StepFinished, TaskDeferred
+from deferred._options import ErrorHook, TaskOptions, When, check_functions
+from deferred._registration import Registration
 from deferred._retry import RetryPolicy
 from deferred._stores import STORED, stored
-from deferred._task import ErrorHook, Middleware, TaskHandle, TaskOptions, When, check_functions, current_unit
+from deferred._task import Middleware, TaskHandle, current_unit
 from deferred._unit import UnitOfWork
 from deferred.exceptions import EngineError
 
@@ -28,7 +30,7 @@ T = TypeVar("T")
 _NO_STEP: AbstractContextManager[None] = nullcontext()
 
 
-class DeferredContext(UnitOfWork):
+class DeferredContext(Registration):
     """What one unit of work (request, websocket, message, plain call) may defer to.
 
     It lives as long as its unit of work, and until the last of its tasks has settled.

@@ -18,7 +18,7 @@ from deferred._call import Kind, check_awaitable, check_callable, close_refused
 from deferred._context import DeferredContext, once_only
 from deferred._events import Execution, Outcome
 from deferred._task import TaskHandle, current_unit
-from deferred._unit import Host, UnitOfWork, hosts
+from deferred._unit import Host, hosts
 from deferred.exceptions import NoCurrentContextError
 
 __all__ = ["current_context", "defer", "wait_until"]
@@ -94,7 +94,7 @@ def _register(
             close_refused(work)
             raise
         context, ignored = host.ambient, host.out_of_scope == "ignore"
-    context = cast("UnitOfWork", context)
+    context = cast("DeferredContext", context)
     options = context._options
     if kind is Kind.AWAITABLE and options.retry is not None:
         options = once_only(options, options, work)
@@ -139,7 +139,7 @@ def _host_outside() -> Host:
     raise NoCurrentContextError(message)
 
 
-def _ignore(context: UnitOfWork, kind: Kind, work: Any, *rest: Any) -> TaskHandle[Any]:
+def _ignore(context: DeferredContext, kind: Kind, work: Any, *rest: Any) -> TaskHandle[Any]:
     close_refused(work)
     task = context._make(kind, work, *rest)
     host = context._host

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from deferred._call import Kind, check_callable, name_of
+from deferred._options import TaskOptions
 from deferred._payload import Arguments
-from deferred._task import TaskOptions
 from deferred.exceptions import PayloadError, UnknownTaskError
 
 __all__ = ["RegisteredTask", "Registry", "Upgrade"]

@@ -9,8 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, get_args
 
 from deferred._limits import Limit
+from deferred._options import check_functions
 from deferred._retry import seconds
-from deferred._task import check_functions
 
 __all__ = ["TaskScope", "check_choice", "check_drain_timeout", "check_limits", "check_scope"]
 

@@ -1,39 +1,31 @@
-"""The owner of all background work of one app: its face, its opening, its drain."""
+"""The owner of all background work of one app: its face."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
-from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from deferred._drain import Drain
 from deferred._durable import Carrier, DurableWork, OnDrain
 from deferred._events import (
-    DrainFinished,
-    DrainReport,
-    DrainStarted,
-    Outcome,
     SupervisorStats,
     TaskDead,
     TaskState,
 )
 from deferred._hooks import Hooks
 from deferred._launch import Launcher
+from deferred._lifecycle import Lifecycle
 from deferred._limits import Limit, check_count
-from deferred._process import alive
+from deferred._options import ErrorHook, Hook, TaskOptions, check_functions
 from deferred._registry import Upgrade
 from deferred._retry import RetryPolicy, seconds
-from deferred._run import current_task
 from deferred._scope import Scope
 from deferred._settings import TaskScope, check_choice, check_drain_timeout, check_limits, check_scope
-from deferred._task import ErrorHook, Hook, Middleware, TaskHandle, TaskOptions, check_functions
+from deferred._task import Middleware
 from deferred.engines._protocol import DEFAULT_QUEUE, Engine
 from deferred.instrumentation.logging import log_event
 
@@ -48,7 +40,7 @@ Overflow = Literal["reject", "wait", "discard"]
 OutOfScope = Literal["raise", "run", "ignore"]
 
 
-class Supervisor:
+class Supervisor(Lifecycle):
     """The owner of all background work of one app.
 
     It lives as long as the app: ``async with supervisor`` opens it, leaving drains it (the
@@ -135,7 +127,7 @@ class Supervisor:
         if offload is not None and not isinstance(offload, Executor):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
             message = f"offload must be a concurrent.futures.Executor, not {offload!r}"
             raise TypeError(message)
-        self._launcher = Launcher(
+        launcher = Launcher(
             options=options,
             hooks=Hooks((log_event, *check_functions(hooks, "hooks")), seconds(hook_timeout, "hook_timeout")),
             on_error=() if on_error is None else check_functions(on_error, "on_error"),
@@ -151,173 +143,19 @@ class Supervisor:
             grace=seconds(cancel_grace, "cancel_grace", zero=True),
             stall=None if watchdog is None else seconds(watchdog, "watchdog"),
         )
-        self._launcher.owner = weakref.ref(self)
-        self._durable = self._launcher.durable = DurableWork(
-            self._launcher,
+        durable = DurableWork(
+            launcher,
             engine,
             serve=serve,
             concurrency=check_count(max_serving, "max_serving"),
             on_dead=() if on_dead is None else check_functions(on_dead, "on_dead"),
             on_drain=on_drain,
         )
-        self._openings = 0
-        self._stopping = False  # the process has been told to end
-        self._draining: asyncio.Future[DrainReport] | None = None
-        self._adopted: weakref.WeakSet[Supervisor] = weakref.WeakSet()
-        alive.add(self)
+        super().__init__(launcher, durable)
         if out_of_scope != "raise":
-            self._launcher.announce()
+            launcher.announce()
         for tell in tuple(_newcomers):
             tell(self)
-
-    # -- its life -----------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        """Open it on the running event loop."""
-        self.open()
-        await self.ready()
-        return self
-
-    async def ready(self) -> None:
-        """Have the engine connect, and create what is missing in its store.
-
-        Leaving that out does no harm: whoever uses the engine first does it.
-
-        Raises:
-            EngineError: The store cannot be used as it is; the message says what to do.
-        """
-        await self._durable.ready()
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        """Drain it, then close it."""
-        await self.close()
-
-    def open(self) -> None:
-        """Bind it to the running event loop; the first of several openings counts."""
-        launcher = self._launcher
-        loop = asyncio.get_running_loop()
-        if launcher.loop is not None and launcher.loop.is_closed():
-            self._openings = 0  # its last life broke off with its loop
-        if not self._openings:
-            launcher.opened, launcher.lazy = True, False
-            launcher.why = None
-            self._stopping = False
-            if launcher.loop is loop:
-                launcher.announce()
-                launcher.watch()
-            else:
-                launcher.meet(loop, self)  # which does that too
-            launcher.shut(None)
-            self._durable.start()
-        self._openings += 1
-
-    async def close(self) -> None:
-        """Drain it and take no more work; when it was opened several times, the first close drains."""
-        launcher = self._launcher
-        self._openings = max(0, self._openings - 1)
-        try:
-            if launcher.why is None:
-                self._durable.serve, served = False, self._durable.serve
-                try:
-                    await self.drain()
-                finally:
-                    self._durable.serve = served
-                if launcher.tasks:  # a hook has registered work as it was told of the end
-                    await self._drain_once(launcher.timeout, current_task())
-        finally:
-            self._shut("it has been drained and closed; work must be registered before the shutdown")
-            await self._durable.close()
-
-    def _shut(self, why: str) -> None:
-        launcher = self._launcher
-        launcher.shut(why)
-        launcher.lazy = True
-        if launcher.out_of_scope == "raise":
-            launcher.withdraw()  # the other policies hold as long as the supervisor exists
-        launcher.unwatch()
-        for task in tuple(launcher.detached):
-            launcher.settle(task, Outcome.ABANDONED)
-
-    async def drain(self, timeout: float | None = None) -> DrainReport:
-        """Wait for all work, what it registers included; cancel at the deadline; then abandon.
-
-        A drain that is under way is joined. Work is accepted as before, until the
-        supervisor is closed.
-
-        Args:
-            timeout: Seconds until what is left is cancelled; `drain_timeout` when None.
-
-        Returns:
-            What was achieved; it has been told to the hooks (the log among them) before.
-        """
-        launcher = self._launcher
-        limit = launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        loop = asyncio.get_running_loop()
-        me = current_task()
-        if self._draining is not None:
-            if me is None:
-                return await asyncio.shield(self._draining)
-            # The drain that is under way waits for this very task: it waits for the others alone.
-            rest = limit if launcher.deadline is None else max(0.0, min(limit, launcher.deadline - launcher.now()))
-            return await self._drain_once(rest, me)
-        if launcher.loop is not loop:
-            launcher.meet(loop, self)
-        done = self._draining = loop.create_future()
-        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
-        launcher.drains.append(drain)
-        launcher.look()
-        launcher.deadline = drain.deadline
-        self._durable.pause()
-        drain.skip_waits()
-        launcher.hooks.emit(DrainStarted(len(launcher.tasks), drain.deadline, at=drain.started))
-        stored: list[str] = []
-        try:
-            async with asyncio.TaskGroup() as children:
-                for child in self._adopted:
-                    children.create_task(child.drain(limit))
-                # In this very task: one that is cancelled before its first step would record nothing.
-                await drain.run(launcher.cancel, launcher.settle)
-            stored = await self._durable.hand_over(drain.lost, launcher.grace)
-            if me is None:  # else its own verdict is among those that would be waited for
-                await self._durable.finish(launcher.grace)
-        finally:
-            launcher.drains.remove(drain)
-            launcher.look()
-            launcher.deadline = None
-            self._draining = None
-            report = drain.report(stored)
-            done.set_result(report)
-            now = launcher.now()
-            launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
-            if self._openings:
-                self._durable.start()
-        await launcher.hooks.finish(launcher.grace)
-        return report
-
-    async def _drain_once(self, limit: float, me: TaskHandle[Any] | None = None) -> DrainReport:
-        """Drain without telling anybody, beside a drain that does or after it."""
-        launcher = self._launcher
-        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
-        launcher.drains.append(drain)
-        launcher.look()
-        try:
-            await drain.run(launcher.cancel, launcher.settle)
-        finally:
-            launcher.drains.remove(drain)
-            launcher.look()
-        return drain.report()
-
-    def adopt(self, other: Supervisor) -> None:
-        """Drain `other` with this one: for an app mounted inside another, which gets no lifespan."""
-        if not other._drains_too(self):
-            self._adopted.add(other)
-            other._launcher.opened = True
-
-    def _drains_too(self, other: Supervisor) -> bool:
-        """Say whether draining this one drains `other`: adopting must make no circle."""
-        return other is self or any(child._drains_too(other) for child in self._adopted)
 
     # -- what it is for -------------------------------------------------------------------------
 
@@ -448,19 +286,6 @@ class Supervisor:
             discarded=counts[TaskState.DISCARDED],
             abandoned=counts[TaskState.ABANDONED],
         )
-
-    @property
-    def draining(self) -> bool:
-        """Whether the process was told to end, it drains or is closed: readiness turns red, endless streams end."""
-        return self._stopping or self._draining is not None or self._launcher.why is not None
-
-    def _cut(self) -> bool:
-        """Let every drain under way wait no longer, those of mounted apps included; say whether one was."""
-        launcher = self._launcher
-        for drain in launcher.drains:
-            drain.cut()
-            launcher.deadline = drain.deadline
-        return any([bool(launcher.drains), *(child._cut() for child in self._adopted)])
 
     def add_hook(self, hook: Hook) -> None:
         """Tell `hook` what happens from now on."""

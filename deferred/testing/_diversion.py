@@ -19,7 +19,8 @@ from typing import Any, Literal, TypeAlias
 from deferred._call import Kind
 from deferred._events import Event
 from deferred._launch import Launcher
-from deferred._task import CallNext, TaskHandle
+from deferred._options import CallNext
+from deferred._task import TaskHandle
 from deferred._unit import UnitOfWork
 from deferred.testing._clock import BackoffClock, base_of
 from deferred.testing._eager import eager_factory

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from deferred._task import CallNext
+from deferred._options import CallNext
 from deferred.testing._matching import Call, Registration
 
 __all__ = ["Fault", "strike"]

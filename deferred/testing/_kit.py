@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, cast
 from deferred._call import name_of
 from deferred._events import Event, TaskDeferred, TaskFailed, TaskRetrying
 from deferred._launch import Launcher
+from deferred._options import CallNext
 from deferred._process import alive
 from deferred._retry import seconds
 from deferred._settings import check_choice
 from deferred._supervisor import Supervisor, _newcomers
-from deferred._task import CallNext, TaskHandle, Unit
+from deferred._task import TaskHandle, Unit
 from deferred.testing._captured import Asked, Captured
 from deferred.testing._client import open_aiohttp_client, open_client
 from deferred.testing._clock import BackoffClock

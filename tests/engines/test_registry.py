@@ -5,8 +5,8 @@ import functools
 import pytest
 
 from deferred import PayloadError, UnknownTaskError
+from deferred._options import TaskOptions
 from deferred._registry import Registry
-from deferred._task import TaskOptions
 
 OPTIONS = TaskOptions()
 

@@ -1,0 +1,198 @@
+"""How a supervisor opens, drains and closes.
+
+Rules of this file: what a drain has not finished is recorded before anybody is told that it is
+over, also when the drain itself is cancelled; the first of several openings counts, and the
+first of several closings drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from types import TracebackType
+from typing import Any, Self
+
+from deferred._drain import Drain
+from deferred._durable import DurableWork
+from deferred._events import DrainFinished, DrainReport, DrainStarted, Outcome
+from deferred._launch import Launcher
+from deferred._process import alive
+from deferred._retry import seconds
+from deferred._run import current_task
+from deferred._task import TaskHandle
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """The part of a supervisor that opens and ends. Lives as long as the supervisor."""
+
+    def __init__(self, launcher: Launcher, durable: DurableWork) -> None:
+        self._launcher = launcher
+        self._durable = launcher.durable = durable
+        launcher.owner = weakref.ref(self)
+        self._openings = 0
+        self._stopping = False  # the process has been told to end
+        self._draining: asyncio.Future[DrainReport] | None = None
+        self._adopted: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+        alive.add(self)
+
+    async def __aenter__(self) -> Self:
+        """Open it on the running event loop."""
+        self.open()
+        await self.ready()
+        return self
+
+    async def ready(self) -> None:
+        """Have the engine connect, and create what is missing in its store.
+
+        Leaving that out does no harm: whoever uses the engine first does it.
+
+        Raises:
+            EngineError: The store cannot be used as it is; the message says what to do.
+        """
+        await self._durable.ready()
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Drain it, then close it."""
+        await self.close()
+
+    def open(self) -> None:
+        """Bind it to the running event loop; the first of several openings counts."""
+        launcher = self._launcher
+        loop = asyncio.get_running_loop()
+        if launcher.loop is not None and launcher.loop.is_closed():
+            self._openings = 0  # its last life broke off with its loop
+        if not self._openings:
+            launcher.opened, launcher.lazy = True, False
+            launcher.why = None
+            self._stopping = False
+            if launcher.loop is loop:
+                launcher.announce()
+                launcher.watch()
+            else:
+                launcher.meet(loop, self)  # which does that too
+            launcher.shut(None)
+            self._durable.start()
+        self._openings += 1
+
+    async def close(self) -> None:
+        """Drain it and take no more work; when it was opened several times, the first close drains."""
+        launcher = self._launcher
+        self._openings = max(0, self._openings - 1)
+        try:
+            if launcher.why is None:
+                self._durable.serve, served = False, self._durable.serve
+                try:
+                    await self.drain()
+                finally:
+                    self._durable.serve = served
+                if launcher.tasks:  # a hook has registered work as it was told of the end
+                    await self._drain_once(launcher.timeout, current_task())
+        finally:
+            self._shut("it has been drained and closed; work must be registered before the shutdown")
+            await self._durable.close()
+
+    def _shut(self, why: str) -> None:
+        launcher = self._launcher
+        launcher.shut(why)
+        launcher.lazy = True
+        if launcher.out_of_scope == "raise":
+            launcher.withdraw()  # the other policies hold as long as the supervisor exists
+        launcher.unwatch()
+        for task in tuple(launcher.detached):
+            launcher.settle(task, Outcome.ABANDONED)
+
+    async def drain(self, timeout: float | None = None) -> DrainReport:
+        """Wait for all work, what it registers included; cancel at the deadline; then abandon.
+
+        A drain that is under way is joined. Work is accepted as before, until the
+        supervisor is closed.
+
+        Args:
+            timeout: Seconds until what is left is cancelled; `drain_timeout` when None.
+
+        Returns:
+            What was achieved; it has been told to the hooks (the log among them) before.
+        """
+        launcher = self._launcher
+        limit = launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
+        loop = asyncio.get_running_loop()
+        me = current_task()
+        if self._draining is not None:
+            if me is None:
+                return await asyncio.shield(self._draining)
+            # The drain that is under way waits for this very task: it waits for the others alone.
+            rest = limit if launcher.deadline is None else max(0.0, min(limit, launcher.deadline - launcher.now()))
+            return await self._drain_once(rest, me)
+        if launcher.loop is not loop:
+            launcher.meet(loop, self)
+        done = self._draining = loop.create_future()
+        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
+        launcher.drains.append(drain)
+        launcher.look()
+        launcher.deadline = drain.deadline
+        self._durable.pause()
+        drain.skip_waits()
+        launcher.hooks.emit(DrainStarted(len(launcher.tasks), drain.deadline, at=drain.started))
+        stored: list[str] = []
+        try:
+            async with asyncio.TaskGroup() as children:
+                for child in self._adopted:
+                    children.create_task(child.drain(limit))
+                # In this very task: one that is cancelled before its first step would record nothing.
+                await drain.run(launcher.cancel, launcher.settle)
+            stored = await self._durable.hand_over(drain.lost, launcher.grace)
+            if me is None:  # else its own verdict is among those that would be waited for
+                await self._durable.finish(launcher.grace)
+        finally:
+            launcher.drains.remove(drain)
+            launcher.look()
+            launcher.deadline = None
+            self._draining = None
+            report = drain.report(stored)
+            done.set_result(report)
+            now = launcher.now()
+            launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
+            if self._openings:
+                self._durable.start()
+        await launcher.hooks.finish(launcher.grace)
+        return report
+
+    async def _drain_once(self, limit: float, me: TaskHandle[Any] | None = None) -> DrainReport:
+        """Drain without telling anybody, beside a drain that does or after it."""
+        launcher = self._launcher
+        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
+        launcher.drains.append(drain)
+        launcher.look()
+        try:
+            await drain.run(launcher.cancel, launcher.settle)
+        finally:
+            launcher.drains.remove(drain)
+            launcher.look()
+        return drain.report()
+
+    def adopt(self, other: Lifecycle) -> None:
+        """Drain `other` with this one: for an app mounted inside another, which gets no lifespan."""
+        if not other._drains_too(self):
+            self._adopted.add(other)
+            other._launcher.opened = True
+
+    def _drains_too(self, other: Lifecycle) -> bool:
+        """Say whether draining this one drains `other`: adopting must make no circle."""
+        return other is self or any(child._drains_too(other) for child in self._adopted)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the process was told to end, it drains or is closed: readiness turns red, endless streams end."""
+        return self._stopping or self._draining is not None or self._launcher.why is not None
+
+    def _cut(self) -> bool:
+        """Let every drain under way wait no longer, those of mounted apps included; say whether one was."""
+        launcher = self._launcher
+        for drain in launcher.drains:
+            drain.cut()
+            launcher.deadline = drain.deadline
+        return any([bool(launcher.drains), *(child._cut() for child in self._adopted)])
