@@ -27,7 +27,8 @@ __all__ = ["Lifecycle"]
 class Lifecycle:
     """The part of a supervisor that opens and ends. Lives as long as the supervisor."""
 
-    def __init__(self, launcher: Launcher, durable: DurableWork) -> None:
+    def _be(self, launcher: Launcher, durable: DurableWork) -> None:
+        """Begin to exist; what a constructor would do, but for its arguments, which are nobody else's."""
         self._launcher = launcher
         self._durable = launcher.durable = durable
         launcher.owner = weakref.ref(self)

@@ -151,7 +151,7 @@ class Supervisor(Lifecycle):
             on_dead=() if on_dead is None else check_functions(on_dead, "on_dead"),
             on_drain=on_drain,
         )
-        super().__init__(launcher, durable)
+        self._be(launcher, durable)
         if out_of_scope != "raise":
             launcher.announce()
         for tell in tuple(_newcomers):
