@@ -24,8 +24,10 @@ from deferred import (
     Supervisor,
     TaskAbandoned,
     TaskCancelled,
+    TaskDead,
     TaskDeferred,
     TaskDiscarded,
+    TaskEnqueued,
     TaskEvent,
     TaskFailed,
     TaskRetrying,
@@ -41,7 +43,7 @@ MAX_ERROR: Final = 300  # characters of an error's text
 _NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _WATCHED: Final = (
     *(ContextClosed, ContextSettled, StepFinished),
-    *(TaskDeferred, TaskStarted, TaskRetrying),
+    *(TaskDeferred, TaskEnqueued, TaskStarted, TaskRetrying, TaskDead),
     *(TaskSucceeded, TaskFailed, TaskCancelled, TaskDiscarded, TaskAbandoned),
 )
 _ENDS: Final[dict[type[Event], str]] = {
@@ -115,7 +117,9 @@ class Timeline:
         self._supervisor = supervisor
         self._capacity = capacity
         self._runs: OrderedDict[str, _Watched] = OrderedDict()  # by name
-        self._contexts: dict[str, _Watched] = {}  # those that are not over, by the id of their context
+        # Those that are not over, by the id of their context, and of each job that they have stored:
+        # stored work runs in a context of its own.
+        self._open: dict[str, _Watched] = {}
         self._installed = False
 
     async def notice(self, request: Request[Any, Any, State]) -> None:
@@ -125,7 +129,7 @@ class Timeline:
             return
         watched = _Watched(name, asyncio.get_running_loop().time())
         self._runs[name] = watched
-        self._contexts[current_context().id] = watched
+        self._open[current_context().id] = watched
         while len(self._runs) > self._capacity:
             _, oldest = self._runs.popitem(last=False)
             self._forget(oldest)
@@ -144,26 +148,32 @@ class Timeline:
     def __call__(self, event: Event) -> None:
         """Note what happened to a watched request; anything else is none of its business."""
         if isinstance(event, TaskEvent):
-            watched = self._contexts.get(event.task.context_id)
+            watched = self._open.get(event.task.context_id) or self._open.get(event.task.id)
             if watched is not None:
                 _note_task(watched, event)
-        elif isinstance(event, ContextClosed | ContextSettled | StepFinished):
-            watched = self._contexts.get(event.context.id)
+        elif isinstance(event, ContextClosed | ContextSettled | StepFinished | TaskEnqueued):
+            watched = self._open.get(event.context.id)
             if watched is not None:
                 _note_context(watched, event)
+                if isinstance(event, TaskEnqueued):
+                    self._open[event.id] = watched
+        elif isinstance(event, TaskDead):
+            watched = self._open.get(event.id)
+            if watched is not None:
+                _note_dead(watched, event)
         else:
             return
         if watched is not None and watched.is_over:
             self._forget(watched)
-            if not self._contexts:
+            if not self._open:
                 self._supervisor.remove_hook(self)
                 self._installed = False
 
     def _forget(self, watched: _Watched) -> None:
-        self._contexts = {context: known for context, known in self._contexts.items() if known is not watched}
+        self._open = {name: known for name, known in self._open.items() if known is not watched}
 
 
-def _note_context(watched: _Watched, event: ContextClosed | ContextSettled | StepFinished) -> None:
+def _note_context(watched: _Watched, event: ContextClosed | ContextSettled | StepFinished | TaskEnqueued) -> None:
     at = watched.milliseconds(event.at)
     match event:
         case StepFinished():
@@ -176,14 +186,13 @@ def _note_context(watched: _Watched, event: ContextClosed | ContextSettled | Ste
             watched.run.answered = at
         case ContextSettled():
             watched.settled = True
+        case TaskEnqueued():
+            _row(watched, event.id, event.name, at)
 
 
 def _note_task(watched: _Watched, event: TaskEvent) -> None:
     at = watched.milliseconds(event.at)
-    row = watched.tasks.get(event.task.id)
-    if row is None:
-        row = watched.tasks[event.task.id] = Row(event.task.name, "task", at)
-        watched.run.rows.append(row)
+    row = _row(watched, event.task.id, event.task.name, at)
     last = row.segments[-1] if row.segments else None
     match event:
         case TaskDeferred():
@@ -198,6 +207,21 @@ def _note_task(watched: _Watched, event: TaskEvent) -> None:
     if last is not None and last.end is None:
         last.end = at
         last.failed = row.state != "succeeded"
+
+
+def _note_dead(watched: _Watched, event: TaskDead) -> None:
+    row = _row(watched, event.id, event.name, watched.milliseconds(event.at))
+    row.state = "failed"
+    row.error = row.error or event.error[:MAX_ERROR]
+
+
+def _row(watched: _Watched, task: str, name: str, at: float) -> Row:
+    """Return the row of a task or a job, made at the first word of it."""
+    row = watched.tasks.get(task)
+    if row is None:
+        row = watched.tasks[task] = Row(name, "task", at)
+        watched.run.rows.append(row)
+    return row
 
 
 def _describe(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import { axisOf, drawRun, drawScale, milliseconds } from "./waterfall.js";
 const POLL = 60; // milliseconds between two questions while something runs
 const IDLE = 3000; // and while nothing does
 const SHOWN = 12; // mails in the mailbox view
+const AFTERMATH = 2.5; // times until the kill that the axis shows at most: the rest is waiting
 const hasOutbox = document.body.dataset.outbox === "yes";
 const hasControls = document.body.dataset.controls === "yes";
 const restarts = document.body.dataset.restarts === "yes";
@@ -159,6 +160,8 @@ async function press(withKill) {
   if (busy) return;
   setBusy(true);
   showErrors();
+  const results = byId("results-title");
+  if (results.getBoundingClientRect().top > innerHeight) results.scrollIntoView(); // on a phone they stand below
   const tag = byId("fresh").checked ? tagOf() : "";
   const answers = new Map();
   for (const article of articles) {
@@ -225,7 +228,9 @@ function live(state, text) {
 
 function draw() {
   const now = performance.now();
-  const axis = axisOf(Math.max(0, ...Array.from(runs.values(), (run) => lastOf(run, now))));
+  const longest = Math.max(0, ...Array.from(runs.values(), (run) => lastOf(run, now)));
+  const killed = Math.max(0, ...Array.from(runs.values(), (run) => run.killed ?? 0));
+  const axis = axisOf(killed ? Math.min(longest, AFTERMATH * killed) : longest);
   drawScale(byId("scale"), axis);
   for (const [id, run] of runs) drawRun(byId(id), view(run, now), axis.end);
 }

@@ -8,6 +8,7 @@ import { milliseconds } from "./waterfall.js";
 
 export const STORE = "INSERT runners";
 export const CONFIRM = "send confirmation e-mail";
+const CONFIRMS = /^send[ _]confirmation/; // a stored task is called by its registered name
 const FINAL = ["succeeded", "failed", "cancelled", "discarded", "abandoned"];
 const PATIENCE = 60000; // milliseconds to look for a mail that a queue holds
 const DUPLICATE_PATIENCE = 2000; // where there should be none
@@ -16,7 +17,7 @@ const DUPLICATE_PATIENCE = 2000; // where there should be none
 export const answeredAt = (run) => (run.noAnswer ? undefined : (run.server?.answered ?? run.answer));
 const isAnswered = (run) => answeredAt(run) !== undefined;
 const tasksOf = (run) => (run.server?.rows ?? []).filter((row) => row.kind === "task");
-const mailTask = (run) => tasksOf(run).find((row) => row.name === CONFIRM);
+const mailTask = (run) => tasksOf(run).find((row) => CONFIRMS.test(row.name));
 
 // Milliseconds from the run's start, on the server's clock where it is known.
 export function elapsed(run, now) {
@@ -67,7 +68,11 @@ function requestRow(run, at) {
 function segmentsOf(row, run, at) {
   const answered = answeredAt(run) ?? Infinity;
   const segments = [];
+  // Stored work waits for a worker, pale; what waits in memory waits for the answer alone.
   let free = undefined;
+  if (run.key === "durable" && row.kind === "task") {
+    segments.push({ start: row.created, end: row.segments[0]?.start ?? at, look: "queued" });
+  }
   for (const { start, end, failed } of row.segments) {
     if (free !== undefined) segments.push({ start: free, end: start, look: "backoff" });
     const isOpen = end == null;
@@ -81,6 +86,7 @@ function segmentsOf(row, run, at) {
 }
 
 function rowOf(row, index, run, at) {
+  const title = CONFIRMS.test(row.name) ? CONFIRM : row.name;
   const outlives = row.kind === "task" && run.key !== "sequential";
   const segments = segmentsOf(row, run, at);
   const ran = row.segments.reduce((sum, { start, end }) => sum + ((end ?? at) - start), 0);
@@ -88,14 +94,15 @@ function rowOf(row, index, run, at) {
   let text = milliseconds(ran);
   if (open) text = run.killed === undefined ? "…" : "lost";
   else if (row.segments.length > 1) text = `${row.segments.length} tries`;
-  const name = outlives ? `↳ ${row.name}` : row.name;
-  return { key: `${index} ${row.name}`, name, indent: true, segments, text };
+  const name = outlives ? `↳ ${title}` : title;
+  return { key: `${index} ${title}`, name, indent: true, segments, text };
 }
 
 function rowsOf(run, now) {
   const at = elapsed(run, now);
   const rows = [requestRow(run, at)];
-  const known = run.server?.rows ?? [];
+  const order = (row) => (row.kind === "step" ? 0 : 1);
+  const known = [...(run.server?.rows ?? [])].sort((a, b) => order(a) - order(b));
   const stored = known.some((row) => row.name === STORE);
   if (run.watches && !stored && !isAnswered(run) && run.key !== "concurrent") {
     const look = run.killed === undefined && !run.noAnswer ? "running" : "bad lost";
@@ -137,6 +144,7 @@ function summaryOf(run, now) {
   if (fate === "lost") return `${first} · mail lost`;
   if (fate === "failed") return `${first} · mail failed`;
   if (fate === "none") return `${first} · ${run.duplicate ? "duplicate: no second mail" : "no mail"}`;
+  if (run.mail > run.killed) return `${first} · mail survived, sent after ${milliseconds(run.mail)}`;
   return `${first} · all done ${milliseconds(lastOf(run, now))}`;
 }
 

@@ -2,8 +2,11 @@
 
 const STEPS = [20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000];
 
-export const milliseconds = (time) =>
-  time >= 10000 ? `${(time / 1000).toFixed(1)} s` : `${time < 10 ? time.toFixed(1) : Math.round(time)} ms`;
+// An event loop's clock may tick in whole milliseconds: less than one is not told apart from none.
+export function milliseconds(time) {
+  if (time < 1) return "< 1 ms";
+  return time >= 10000 ? `${(time / 1000).toFixed(1)} s` : `${time < 10 ? time.toFixed(1) : Math.round(time)} ms`;
+}
 
 // The axis ends at a round number beyond the longest time shown.
 export function axisOf(longest) {
@@ -31,7 +34,10 @@ function element(tag, className, text = "") {
   return made;
 }
 
-function place(bar, from, to, end) {
+// What goes on beyond the end of the axis is cut there, and looks like it.
+function place(bar, from, until, end) {
+  const to = Math.min(until, end);
+  bar.classList.toggle("beyond", until > end);
   bar.style.left = `${(100 * from) / end}%`;
   bar.style.width = `${(100 * Math.max(to - from, 0)) / end}%`;
 }

@@ -4,10 +4,14 @@ import asyncio
 
 import pytest
 from aiosmtplib import SMTP, SMTPResponseException
+from litestar import Request
 
+from deferred import NonRetryableError, Supervisor
+from deferred.engines.memory import MemoryEngine
 from marathon_app import controls
 from marathon_app.mailbox import Mailbox, Mode
 from marathon_app.settings import MailServer, Settings
+from marathon_app.timeline import Timeline
 from tests.marathon.support import fields, serving, until
 
 SWITCHES = ("/dev/mail-server", "/dev/kill")
@@ -256,3 +260,45 @@ async def test_the_oldest_runs_make_room(client):
 
     runs = (await client.get("/dev/timeline", params={"ids": "run-0,run-1,run-2"})).json()["runs"]
     assert [run["id"] for run in runs] == ["run-1", "run-2"]
+
+
+async def test_times_of_stored_work():
+    """A job runs in a context of its own, maybe much later, and is shown with the request that stored it."""
+    supervisor = Supervisor(engine=MemoryEngine())
+    timeline = Timeline(supervisor)
+    gate = asyncio.Event()
+
+    @supervisor.task("send_confirmation")
+    async def confirm():
+        await gate.wait()
+
+    async with supervisor:
+        with supervisor.context() as ctx:
+            await timeline.notice(Request({"type": "http", "headers": [(b"marathon-run", b"one")]}))
+            await ctx.enqueue(confirm)
+        (run,) = timeline.runs(["one"])
+        assert [(row.name, row.kind) for row in run.rows] == [("send_confirmation", "task")]
+        gate.set()
+        await until(lambda: run.rows[0].state == "succeeded")
+        assert run.rows[0].segments[0].end is not None
+        await until(lambda: not timeline._open)
+
+
+async def test_a_dead_letter_is_a_failed_row():
+    """A job that fails for good is shown as failed, with its error."""
+    supervisor = Supervisor(engine=MemoryEngine())
+    timeline = Timeline(supervisor)
+
+    @supervisor.task("send_confirmation")
+    async def confirm():
+        raise NonRetryableError("550 no such user")
+
+    async with supervisor:
+        with supervisor.context() as ctx:
+            await timeline.notice(Request({"type": "http", "headers": [(b"marathon-run", b"one")]}))
+            await ctx.enqueue(confirm)
+        await until(lambda: not timeline._open)
+
+    (run,) = timeline.runs(["one"])
+    assert run.rows[0].state == "failed"
+    assert "550 no such user" in run.rows[0].error
