@@ -80,6 +80,6 @@ def test_a_hanging_request_holds_a_shutdown(kind):
         server.wait_until_noted("hanging")
         server.tell()
         wait_for(lambda: "has not begun its shutdown" in server.log(), server.story)
-        hanging.close()
         assert server.process.poll() is None
         assert "draining" not in server.journal()
+        hanging.close()
