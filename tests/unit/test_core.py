@@ -312,6 +312,21 @@ class TestEnds:
         assert [(kind, task.name) for kind, task in told if task is not None] == [(TaskAbandoned, "forever")] * 2
 
     @pytest.mark.looptime
+    async def test_an_attempt_that_took_too_long(self):
+        """S9: a timeout is told apart from the failures that the work has by itself, its own TimeoutErrors included."""
+
+        async def own():
+            raise TimeoutError
+
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                view = ctx.with_options(timeout=3)
+                timed, failed = view.defer(forever), view.defer(own)
+            await ctx.drained()
+        assert (timed.outcome, failed.outcome) == (Outcome.TIMED_OUT, Outcome.FAILED)
+        assert {type(handle.error) for handle in (timed, failed)} == {TimeoutError}
+
+    @pytest.mark.looptime
     async def test_the_total_time_ends_within_an_attempt(self):
         """S9: the time of all attempts together ends an attempt that is under way, as a timeout."""
         async with Supervisor() as supervisor:
