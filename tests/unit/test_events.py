@@ -1,6 +1,7 @@
 """What happened is told whole: when, of which task, with which numbers, once and in order."""
 
 import asyncio
+import traceback
 
 import pytest
 
@@ -119,3 +120,18 @@ async def test_every_event_is_whole(told):
     ]
     assert [unfinished.attempt for unfinished in (*report.cancelled, *report.abandoned)] == [1, 1]
     assert [unfinished.site for unfinished in (*report.cancelled, *report.abandoned)] == [late.site, abandoned.site]
+
+
+async def test_an_error_keeps_its_traceback():
+    """S4: however often an error is raised by its handle, its traceback ends where the work raised it, and grows not."""
+    async with Supervisor() as supervisor:
+        with supervisor.context() as ctx:
+            handles = [ctx.defer(fails), ctx.with_options(timeout=60).defer(fails)]
+        for handle in handles:
+            seen = []
+            for _ in range(3):
+                with pytest.raises(OSError, match="down") as caught:
+                    await handle
+                seen.append([frame.name for frame in traceback.extract_tb(caught.value.__traceback__)])
+            assert seen[0] == seen[1] == seen[2]
+            assert seen[0][-1] == "fails"
