@@ -123,7 +123,7 @@ async def test_every_event_is_whole(told):
 
 
 async def test_an_error_keeps_its_traceback():
-    """S4: however often an error is raised by its handle, its traceback ends where the work raised it, and grows not."""
+    """S4: however often an error is raised by its handle, its traceback ends where the work raised it."""
     async with Supervisor() as supervisor:
         with supervisor.context() as ctx:
             handles = [ctx.defer(fails), ctx.with_options(timeout=60).defer(fails)]
