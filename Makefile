@@ -170,10 +170,12 @@ test-oldest: ## run the core's tests on Python 3.11, where one is found
 	echo "== Python 3.11: $$found"; \
 	exec $(MAKE) --no-print-directory test VENV=.venv-3.11 PYTHON="$$found" ARGS="$(CORE) $(ARGS)"
 
+DURABLE = tests/durable tests/engines/test_payload.py tests/engines/test_registry.py
+
 .PHONY: coverage
 coverage: $(VENV)/.dev-stamp ## measure the branches of the core and of its tests; fails below 100%
 	@$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -q $(CORE) --ignore tests/proof/test_endurance.py $(ARGS)
+	$(PY) -m coverage run -m pytest -q $(CORE) $(DURABLE) --ignore tests/proof/test_endurance.py $(ARGS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 
