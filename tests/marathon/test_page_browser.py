@@ -60,7 +60,7 @@ def open_page(browser, app):
         page.on("console", lambda said: complaints.append(said.text) if "Security Policy" in said.text else None)
         page.on("request", lambda asked: complaints.append(asked.url) if not asked.url.startswith(app.url) else None)
         page.goto(app.url)
-        page.wait_for_function("/[0-9]/.test(document.getElementById('runners').textContent)")
+        playwright.expect(page.locator("#runners")).to_have_text(re.compile(r"\d"), timeout=PATIENCE)
         return page
 
     yield open_it
