@@ -339,6 +339,7 @@ class TestSurvivors:
                 handles = [ctx.defer(fine) for _ in range(3)]
             states = await settled(*handles)
         assert states == [TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SUCCEEDED]
+        assert type(handles[1].error) is MemoryError
         assert ended(supervisor) == 3
 
     async def test_no_reference_is_kept_to_what_waits(self):

@@ -1,6 +1,7 @@
 """Limits, hosts and hooks of the core, where scenarios come by chance alone."""
 
 import asyncio
+import contextvars
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
@@ -170,18 +171,26 @@ class TestHosts:
         assert [call.func for call in pool.calls] == [len]
 
     async def test_a_task_factory_of_any_kind(self):
-        """Tasks run on whatever the loop's task factory makes of them."""
+        """S6: tasks run on whatever the loop's task factory makes of them, in the variables of their registration."""
         loop = asyncio.get_running_loop()
+        variable = contextvars.ContextVar("variable", default="nobody's")
+
+        async def look():
+            await asyncio.sleep(0)
+            return variable.get(), current_task()
+
         async with Supervisor() as supervisor:
             loop.set_task_factory(lambda loop, coro, **how: Proxy(asyncio.Task(coro, loop=loop, **how)))
             try:
                 with supervisor.context() as ctx:
-                    handle = ctx.defer(asyncio.sleep, 0, "slept")
+                    token = variable.set("the handler's")
+                    handle = ctx.defer(look)
+                    variable.reset(token)
                 while not handle.done():
                     await asyncio.sleep(0)
             finally:
                 loop.set_task_factory(None)
-        assert handle.result() == "slept"
+        assert handle.result() == ("the handler's", handle)
 
     async def test_what_a_hook_learns_of_the_discarded(self):
         """S5: discarded work is told with its reason."""
