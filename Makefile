@@ -184,6 +184,10 @@ mutation: $(VENV)/.dev-stamp ## change the core bit by bit and see that a test n
 	@$(PIP) install --group mutation
 	@exec nice -n 10 $(PY) tests/mutate.py $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.dev-stamp ## kill workers and databases for minutes; build/chaos.md says what came of it
+	@$(PY) -m pytest -q -m chaos tests/durable $(ARGS); code=$$?; cat build/chaos.md; exit $$code
+
 # Each round has a seed of its own, which `make test ARGS=--randomly-seed=...` repeats.
 .PHONY: random
 random: $(VENV)/.dev-stamp ## run the suite in 20 random orders, until one fails (N=5 ARGS=tests/proof)

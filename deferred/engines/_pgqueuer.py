@@ -31,6 +31,7 @@ __all__ = [
     "Pool",
     "Statements",
     "Store",
+    "arguments",
     "asyncpg",
     "columns",
     "envelope_of",
@@ -73,6 +74,15 @@ select id, status, entrypoint, priority, $4::jsonb from settled
 """
 _CHOSEN = "status = 'failed' and headers ? 'deferred' and headers->'deferred'->>'id' = any($1::text[])"
 _STATEMENTS = {
+    # What PgQueuer's own does, for one job without a key, in half the time.
+    "insert": """
+with stored as (
+    insert into @queue (priority, entrypoint, payload, execute_after, headers, status)
+    values (0, $1, $2, now() + $3::interval, $4::jsonb, 'queued')
+    returning id, status, entrypoint, priority
+)
+insert into @log (job_id, status, entrypoint, priority) select id, status, entrypoint, priority from stored
+""",
     "retry": """
 with settled as (
     update @queue set status = 'queued', execute_after = now() + $5::interval, attempts = attempts + 1,
@@ -248,6 +258,12 @@ def columns(jobs: list[Job]) -> tuple[list[Any], ...]:
         [job.key for job in jobs],
         [{"deferred": msgspec.to_builtins(Envelope(job.id, job.name, job.headers))} for job in jobs],
     )
+
+
+def arguments(job: Job) -> tuple[Any, ...]:
+    """Return one job as the arguments of our own insert."""
+    headers = msgspec.json.encode({"deferred": Envelope(job.id, job.name, job.headers)}).decode()
+    return job.queue, job.payload, timedelta(seconds=job.delay), headers
 
 
 def envelope_of(row: Row) -> Envelope:

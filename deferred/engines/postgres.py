@@ -17,7 +17,7 @@ import msgspec
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
 from pgqueuer.adapters.persistence.queries import Queries
 
-from deferred.engines._pgqueuer import LOST, Connection, Envelope, Pool, Statements, asyncpg, columns
+from deferred.engines._pgqueuer import LOST, Connection, Envelope, Pool, Statements, arguments, asyncpg, columns
 from deferred.engines._pgservice import Service
 from deferred.engines._protocol import Capabilities, DeadJob, Depth, Handle, Job
 from deferred.engines._support import Trouble, positive, raw_connection, stopped_within
@@ -175,8 +175,11 @@ class PostgresEngine:
                 return await self._insert(own, jobs)
 
     async def _insert(self, connection: Any, jobs: Sequence[Job]) -> list[str]:
-        queries = Queries(AsyncpgDriver(connection))
         ids = [job.id for job in jobs]
+        if len(jobs) == 1 and jobs[0].key is None:
+            await connection.execute(self._sql["insert"], *arguments(jobs[0]))
+            return ids
+        queries = Queries(AsyncpgDriver(connection))
         rest = [*range(len(jobs))]
         while rest:
             if all(jobs[index].key is None for index in rest):

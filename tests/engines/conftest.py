@@ -7,16 +7,6 @@ import pytest
 from tests.engines.benches import memory_bench, postgres_bench, sqlite_bench
 
 
-@pytest.fixture(autouse=True, scope="session")
-def opening_may_block(no_blocking_calls):
-    """Let cairnq read its statements, and asyncpg a password file, when a store is opened."""
-    for function in no_blocking_calls.functions.values():
-        function.can_block_in("cairnq/store/sqlite.py", {"connect"})
-        function.can_block_in("cairnq/_sql.py", {"load_migrations"})
-        function.can_block_in("tests/durable/shop.py", {"write"})
-        function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
-
-
 @pytest.fixture
 def postgres_url(postgres_server):
     """Return the URL of an empty database."""

@@ -20,11 +20,11 @@ with warnings.catch_warnings():
 class Server:
     """One PostgreSQL in a temporary folder, reached by a socket. Lives as long as the tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fsync: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="deferred-pg-"))
         self._server = PostgresServer(self.folder, cleanup_mode="delete")
-        # Processes are killed here, the machine is not: what the system has been told survives.
-        self._server.psql("alter system set fsync = off; select pg_reload_conf();")
+        if not fsync:  # processes are killed here, the machine is not: what the system has been told survives
+            self._server.psql("alter system set fsync = off; select pg_reload_conf();")
 
     def url(self, database: str = "postgres") -> str:
         """Return the URL of one of its databases."""
