@@ -162,7 +162,7 @@ test-all: ## run the test suite on every Python found of 3.11, 3.12 and 3.13
 	[ -z "$$failed" ] || { echo "Failed on:$$failed" >&2; exit 1; }; \
 	echo "Passed on:$$ran"
 
-CORE = $(wildcard tests/contract tests/faults tests/integrations tests/proof tests/unit)
+CORE = $(wildcard tests/contract tests/durable tests/engines/test_payload.py tests/engines/test_registry.py tests/faults tests/integrations tests/proof tests/unit)
 
 .PHONY: test-oldest
 test-oldest: ## run the core's tests on Python 3.11, where one is found
@@ -186,7 +186,7 @@ mutation: $(VENV)/.dev-stamp ## change the core bit by bit and see that a test n
 
 .PHONY: chaos
 chaos: $(VENV)/.dev-stamp ## kill workers and databases for minutes; build/chaos.md says what came of it
-	@$(PY) -m pytest -q -m chaos tests/durable $(ARGS); code=$$?; cat build/chaos.md; exit $$code
+	@$(PY) -m pytest -q -m chaos tests/engines $(ARGS); code=$$?; cat build/chaos.md; exit $$code
 
 # Each round has a seed of its own, which `make test ARGS=--randomly-seed=...` repeats.
 .PHONY: random

@@ -9,6 +9,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from deferred import Supervisor
+from deferred.engines.sqlite import SQLiteEngine
 from deferred.integrations.litestar import DeferredPlugin
 from marathon_app import routes
 from marathon_app.controls import are_offered, control_routes
@@ -23,7 +24,7 @@ from marathon_app.pages import page_routes
 from marathon_app.registrations import SCHEMA, Registrations
 from marathon_app.responses import EXCEPTION_HANDLERS, add_headers, logger
 from marathon_app.settings import MailServer, Settings, load_settings
-from marathon_app.tasks import Tasks
+from marathon_app.tasks import Tasks, register_tasks
 from marathon_app.timeline import Timeline
 
 
@@ -38,14 +39,19 @@ def create_app(settings: Settings | None = None) -> Litestar:
     """
     settings = load_settings() if settings is None else settings
     mailbox = Mailbox()
-    supervisor = Supervisor()
-    timeline = Timeline(supervisor)
     writer = LetterWriter(settings.mail_from)
+    state = State({"health": Health(), "limits": RegistrationLimits(settings.rate_limit), "mailbox": mailbox})
+    # In the app's own file: a runner and the mail that confirms it are stored in one transaction.
+    # Ten seconds, as nothing here keeps the loop from showing that it lives: that long a mail waits after a kill.
+    supervisor = Supervisor(engine=SQLiteEngine(settings.database_path, lease=10.0))
+    register_tasks(supervisor, lambda: cast("Tasks", state.tasks))
+    timeline = Timeline(supervisor)
     handlers = [
         routes.register_sequential,
         routes.register_fire_and_forget,
         routes.register_concurrent,
         routes.register_waituntil,
+        routes.register_durable,
         routes.stats,
         routes.live,
         routes.ready,
@@ -65,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             "health": Provide(_provide_health, sync_to_thread=False),
             "mailbox": Provide(_provide_mailbox, sync_to_thread=False),
         },
-        state=State({"health": Health(), "limits": RegistrationLimits(settings.rate_limit), "mailbox": mailbox}),
+        state=state,
         exception_handlers=dict(EXCEPTION_HANDLERS),
         before_request=timeline.notice if are_offered(settings) else None,
         before_send=[add_headers],

@@ -1,7 +1,7 @@
 """The runners' table: who is registered, each address once."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -73,6 +73,29 @@ class Registrations:
         if self._delay:
             await asyncio.sleep(self._delay)
         return await self._batches.add(registration)
+
+    async def insert_with(self, registration: Registration, then: Callable[[Connection], Awaitable[object]]) -> Stored:
+        """Store a registration and what `then` stores in the same transaction: both, or neither.
+
+        Args:
+            registration: Whose address is not registered yet; else nothing is stored at all.
+            then: Called with the connection on which the runner was stored.
+
+        Raises:
+            DatabaseBusyError: Nothing was stored, and trying again may help.
+            DatabaseUnavailableError: Nothing was stored.
+        """
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        rows = msgspec.json.encode([registration]).decode()
+
+        async def work(connection: Connection) -> Stored:
+            new = await connection.fetch_all(_INSERT, {"rows": rows})
+            if new:
+                await then(connection)
+            return Stored(new=bool(new))
+
+        return await self._database.write(work)
 
     async def remove(self, registration: Registration) -> None:
         """Take a registration back; nothing happens where there is none.

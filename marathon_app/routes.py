@@ -1,7 +1,8 @@
-"""The HTTP face: one registration, four ways to run its steps.
+"""The HTTP face: one registration, five ways to run its steps.
 
 The routes differ in their decorator, and in what the article that they come from changes itself:
-the concurrent one stores in the background too, and says 202, as nothing is stored yet.
+the concurrent one stores in the background too, and says 202, as nothing is stored yet. The durable
+one stores the mail's job in the transaction that stores the runner.
 """
 
 from typing import Final
@@ -11,12 +12,12 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from deferred import DeferredContext, SupervisorClosedError, TaskRejectedError
-from deferred.execution import concurrent, deferred, fire_and_forget, sequential
-from marathon_app.database import DatabaseUnavailableError
+from deferred.execution import concurrent, deferred, durable, fire_and_forget, sequential
+from marathon_app.database import Connection, DatabaseUnavailableError
 from marathon_app.health import Health
 from marathon_app.mailbox import Mailbox, ReceivedMail, now
 from marathon_app.models import Registration
-from marathon_app.tasks import INSERT_RETRY, MAIL_RETRY, Tasks
+from marathon_app.tasks import CONFIRMATION, INSERT_RETRY, MAIL_RETRY, Tasks
 
 THANKS: Final = "Thanks for registering for our Marathon"
 STORE: Final = "INSERT runners"
@@ -92,6 +93,23 @@ async def register_waituntil(
 ) -> str:
     """Answer when the runner is stored; the mail follows, kept alive until it is sent."""
     return await store_then_confirm(registration, ctx, tasks)
+
+
+@post("/api/marathon-durable", status_code=201, media_type=MediaType.TEXT)
+@durable
+async def register_durable(
+    registration: NamedDependency[Registration],
+    ctx: NamedDependency[DeferredContext],
+    tasks: NamedDependency[Tasks],
+) -> str:
+    """Answer when the runner and the mail's job are stored, both or neither; the mail is sent though we die."""
+
+    async def confirm(connection: Connection) -> None:
+        await ctx.enqueue(CONFIRMATION, registration.runner(), connection=connection)
+
+    with ctx.step(STORE):
+        await tasks.registrations.insert_with(registration, confirm)
+    return THANKS
 
 
 @get("/api/stats")

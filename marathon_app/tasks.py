@@ -1,10 +1,11 @@
 """The two steps of a registration, bound to what they work with."""
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from deferred import Retry
+from deferred import Retry, Supervisor
 from marathon_app.database import Database, DatabaseBusyError
 from marathon_app.mail import Mailer, MailNotSentError
 from marathon_app.messages import LetterWriter
@@ -15,6 +16,11 @@ from marathon_app.registrations import Registrations, Stored
 MAIL_RETRY: Final = Retry(on=MailNotSentError, attempts=5, wait_initial=0.25, wait_max=5.0)
 # Each attempt has waited its turn for seconds already: what helps is one more, not many.
 INSERT_RETRY: Final = Retry(on=DatabaseBusyError, attempts=2, wait_initial=0.25)
+# Stored, it has until the next day: a mail server that is down over night loses nobody's confirmation.
+STORED_MAIL_RETRY: Final = Retry(
+    on=MailNotSentError, attempts=None, wait_initial=1.0, wait_max=3600.0, timeout=86_400.0
+)
+CONFIRMATION: Final = "send_confirmation"
 
 
 class Tasks(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,3 +42,16 @@ class Tasks(msgspec.Struct, frozen=True, kw_only=True):
     async def send_confirmation(self, runner: Runner) -> None:
         """Write the confirmation and send it; see `Mailer.send` for what may be raised."""
         await self.mailer.send(self.writer.confirmation(runner))
+
+
+def register_tasks(supervisor: Supervisor, tasks: Callable[[], Tasks]) -> None:
+    """Register what may be stored and run later, by whichever process serves it.
+
+    Args:
+        supervisor: Whose engine stores it.
+        tasks: Called when one is run; returns what it works with.
+    """
+
+    @supervisor.task(CONFIRMATION, retry=STORED_MAIL_RETRY)
+    async def send_confirmation(runner: Runner) -> None:
+        await tasks().send_confirmation(runner)

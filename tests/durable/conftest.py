@@ -8,20 +8,11 @@ from deferred import Supervisor
 from deferred.engines.memory import MemoryEngine
 
 
-def pytest_collection_modifyitems(config, items):
-    """Leave the tests that take minutes to `make chaos`."""
-    if "chaos" not in config.option.markexpr:
-        kept = [item for item in items if item.get_closest_marker("chaos") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
-
-
 @pytest.fixture(autouse=True, scope="session")
 def commands_may_block(no_blocking_calls):
-    """Let a command import what it is told to, and a test's task write its journal."""
+    """Let a command import what it is told to: its loop has nobody else to serve."""
     for function in no_blocking_calls.functions.values():
         function.can_block_in("deferred/__main__.py", {"_supervisor", "_engine", "_doctor"})
-        function.can_block_in("tests/durable/shop.py", {"write"})
 
 
 class Desk:

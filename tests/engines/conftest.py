@@ -7,6 +7,21 @@ import pytest
 from tests.engines.benches import memory_bench, postgres_bench, sqlite_bench
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave the tests that take minutes to `make chaos`."""
+    if "chaos" not in config.option.markexpr:
+        kept = [item for item in items if item.get_closest_marker("chaos") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(autouse=True, scope="session")
+def journals_may_block(no_blocking_calls):
+    """Let a test's task write its journal, which is to be there when the process dies."""
+    for function in no_blocking_calls.functions.values():
+        function.can_block_in("tests/engines/shop.py", {"write"})
+
+
 @pytest.fixture
 def postgres_url(postgres_server):
     """Return the URL of an empty database."""

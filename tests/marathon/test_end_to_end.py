@@ -114,18 +114,19 @@ def wait_for(condition):
     return result
 
 
-def test_the_four_routes_over_a_socket(tmp_path, outside):
+def test_the_five_routes_over_a_socket(tmp_path, outside):
     """Each route registers and confirms; only the sequential answer waits for the mail."""
     url, mails = outside
     with running(tmp_path, MARATHON_SMTP_URL=url) as app:
         answers = {}
-        for route, status in (("sequential", 200), ("fire-and-forget", 201), ("concurrent", 202), ("waituntil", 201)):
+        routes = {"sequential": 200, "fire-and-forget": 201, "concurrent": 202, "waituntil": 201, "durable": 201}
+        for route, status in routes.items():
             email = f"{route}@example.com"
             response, asked, answered = app.register(route, email=email)
             assert (response.status_code, response.text) == (status, THANKS)
             answers[email] = (asked, answered)
             wait_for(lambda email=email: [mail for mail in mails() if mail["to"] == [email]])
-        assert app.client.get("/api/stats").json() == {"runners": 4}
+        assert app.client.get("/api/stats").json() == {"runners": 5}
         arrived = {mail["to"][0]: mail for mail in mails()}
 
     for email, (asked, answered) in answers.items():
@@ -143,7 +144,7 @@ def test_the_four_routes_over_a_socket(tmp_path, outside):
     assert message["To"] == "waituntil@example.com"
     assert "Hello Ada," in message.get_body(("plain",)).get_content()
     assert "Hello Ada," in message.get_body(("html",)).get_content()
-    assert len({message_from_string(mail["content"])["Message-ID"] for mail in arrived.values()}) == 4
+    assert len({message_from_string(mail["content"])["Message-ID"] for mail in arrived.values()}) == 5
 
 
 def test_sigterm_right_after_the_answer_loses_no_mail(tmp_path, outside):
@@ -160,6 +161,26 @@ def test_sigterm_right_after_the_answer_loses_no_mail(tmp_path, outside):
     assert mail["answered"] > answered
     assert "0 failed" in output
     assert "Traceback" not in output
+
+
+def test_a_kill_right_after_the_durable_answer_loses_nothing(tmp_path, outside):
+    """C08, D02: SIGKILL right after a -durable answer, then a start: one row, and the mail arrives."""
+    url, mails = outside
+    with running(tmp_path, MARATHON_SMTP_URL=url) as app:
+        response, *_ = app.register("durable")
+        app.process.kill()
+        app.ended()
+    assert response.status_code == 201
+
+    with running(tmp_path, MARATHON_SMTP_URL=url) as app:
+        wait_for(mails)
+        assert app.register("durable")[0].text == THANKS  # the client asks again, having heard nothing
+        assert app.client.get("/api/stats").json() == {"runners": 1}
+        code, output = app.stop()
+    assert code == 0, output
+    assert {mail["to"][0] for mail in mails()} == {"ada@example.com"}
+    # A server that had the mail when the app was killed may be given it again: it is the same mail.
+    assert len({message_from_string(mail["content"])["Message-ID"] for mail in mails()}) == 1
 
 
 def test_many_accepted_mails_survive_sigterm(tmp_path, outside):

@@ -19,6 +19,7 @@ ROUTES = {
     "/api/marathon-fire-and-forget": 201,
     "/api/marathon-concurrent": 202,
     "/api/marathon-waituntil": 201,
+    "/api/marathon-durable": 201,
 }
 WAITUNTIL = "/api/marathon-waituntil"
 KNOWING = [route for route, status in ROUTES.items() if status != 202]  # whether the runner is new
@@ -219,7 +220,8 @@ async def test_a_failing_insert_is_never_a_success(client, settings, faulty, rou
     async def busy(*args):
         raise DatabaseBusyError("secret reason")
 
-    monkeypatch.setattr("marathon_app.registrations.Registrations.insert", lambda *args, **options: busy())
+    for method in ("insert", "insert_with"):
+        monkeypatch.setattr(f"marathon_app.registrations.Registrations.{method}", lambda *args, **options: busy())
     response = await client.post(route, json=fields())
 
     assert response.status_code == 503
@@ -266,9 +268,9 @@ async def test_a_failed_mail_fails_only_the_sequential_answer(client, settings, 
         assert response.status_code == (502 if status == 200 else status)
         await until(lambda expected=number + 1: faulty.sessions == expected)
 
-    await until(lambda: caplog.text.count("550 no such user") >= 4)
-    assert len(runners(settings)) == 4
-    assert faulty.sessions == 4
+    await until(lambda: caplog.text.count("550 no such user") >= 5)
+    assert len(runners(settings)) == 5
+    assert faulty.sessions == 5
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -291,7 +293,9 @@ async def test_a_mail_put_off_is_sent_later(client, faulty, route, monkeypatch):
 
 async def test_a_rejected_mail_takes_the_runner_back(settings, faulty, monkeypatch):
     """F12: Where too much waits the answer is a 503, nothing is kept, and trying again later works."""
-    monkeypatch.setattr("marathon_app.app.Supervisor", lambda: Supervisor(max_running=1, max_pending=1))
+    monkeypatch.setattr(
+        "marathon_app.app.Supervisor", lambda **options: Supervisor(max_running=1, max_pending=1, **options)
+    )
     faulty.gate.clear()
     async with serving(settings) as client:
         responses = [await client.post(WAITUNTIL, json=fields(email=f"a{number}@example.com")) for number in range(5)]
@@ -367,7 +371,7 @@ async def test_the_outbox_is_only_there_with_the_embedded_mailbox(client, tmp_pa
         assert (await embedded.get("/dev/outbox")).json() == []
         for route in ROUTES:
             await embedded.post(route, json=fields(email=f"{route[-4:]}@example.com"))
-        await until(lambda: len(embedded.app.state.mailbox.received()) == 4)
+        await until(lambda: len(embedded.app.state.mailbox.received()) == 5)
         mails = (await embedded.get("/dev/outbox")).json()
         one = await embedded.get("/dev/outbox", params={"to": "TIAL@example.com"})
 
@@ -383,7 +387,7 @@ async def test_the_rate_limit(tmp_path, faulty):
     async with serving(settings) as client:
         responses = [await client.post(route, json=fields(email=f"a{route[-4:]}@example.com")) for route in ROUTES]
 
-    assert [response.status_code for response in responses] == [200, 201, 202, 429]
+    assert [response.status_code for response in responses] == [200, 201, 202, 429, 429]
     assert int(responses[-1].headers["retry-after"]) >= 1
     assert set(responses[-1].json()) == {"detail"}
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.durable.processes import Shop, ended, terminate
+from tests.engines.processes import Shop, ended, terminate
 
 BEFORE = ["before the enqueue", "before the commit"]
 AFTER = ["after the commit"]

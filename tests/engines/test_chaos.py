@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.durable.processes import Shop, ended, terminate
-from tests.durable.shop import LEASE
-from tests.durable.test_crashes import AFTER, BEFORE, WORKING
+from tests.engines.processes import Shop, ended, terminate
+from tests.engines.shop import LEASE
+from tests.engines.test_crashes import AFTER, BEFORE, WORKING
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from databases import Database
 
 from deferred import Supervisor
-from tests.durable import shop
-from tests.durable.shop import TASKS, make_engine
+from tests.engines import shop
+from tests.engines.shop import TASKS, make_engine
 
 PATIENCE = 40.0
 
@@ -44,11 +44,11 @@ class Shop:
 
     async def worker(self, *, kill: str = "") -> asyncio.subprocess.Process:
         """Start a worker."""
-        return await self.start("deferred", "worker", "tests.durable.shop:opened", kill=kill)
+        return await self.start("deferred", "worker", "tests.engines.shop:opened", kill=kill)
 
     async def register(self, number: int, *, kill: str = "") -> int:
         """Store a row and its job in a process of their own; return its exit code."""
-        return await ended(await self.start("tests.durable.shop", str(number), kill=kill))
+        return await ended(await self.start("tests.engines.shop", str(number), kill=kill))
 
     @contextlib.asynccontextmanager
     async def serving(self):
