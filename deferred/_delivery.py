@@ -19,10 +19,13 @@ from deferred._redelivery import Redelivery
 from deferred._task import TaskHandle
 from deferred.engines._protocol import Dead, Delivery, Done, RetryIn, Verdict
 
-__all__ = ["CRASHES", "Note", "error_text", "new_job_id", "read_note", "verdict_of"]
+__all__ = ["CRASHES", "SUSPECT", "Note", "error_text", "new_job_id", "read_note", "verdict_of"]
 
-CRASHES = 3
-"""How many processes a job may take down before it is a dead letter (the field's rule of three)."""
+CRASHES = 4
+"""How many processes a job may take down before it is a dead letter: it is recovered three times."""
+
+SUSPECT = 2
+"""From how many on it is tried alone: two of the four deaths are then nobody else's."""
 
 ABANDONED_FOR = 10.0
 """Seconds that a job is left alone whose task did not end when cancelled: its process ends meanwhile."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from deferred._delivery import CRASHES, new_job_id, read_note, verdict_of
+from deferred._delivery import CRASHES, SUSPECT, new_job_id, read_note, verdict_of
 from deferred._events import Execution, TaskDead, TaskEnqueued
 from deferred._launch import Launcher
 from deferred._registry import RegisteredTask, Registry, check_name
@@ -209,7 +209,7 @@ class DurableWork:
         crashes = note.crashes(delivery)
         if crashes >= CRASHES:
             return self._bury(delivery, Dead("crash_loop", f"{crashes} processes ended while they ran it"))
-        suspect = crashes == CRASHES - 1
+        suspect = crashes >= SUSPECT
         if delay := self._suspects.turn_away(suspect=suspect):
             return RetryIn(delay, note.after(counted=False))
         try:

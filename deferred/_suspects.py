@@ -1,8 +1,8 @@
 """Jobs that may have killed their process: tried one at a time, and alone.
 
-A process that dies takes the innocent along with the guilty. So a job that was there at all
-crashes but one before the last is tried alone: what else is delivered meanwhile is turned
-away, unharmed and uncounted, so that nobody is buried for another's deed.
+A process that dies takes the innocent along with the guilty. So a job that was there at two
+deaths is tried alone from then on: what else is delivered meanwhile is turned away, unharmed
+and uncounted, so that nobody is buried for another's deed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HUSH = 1.0
 """Seconds before a trial, in which the store learns of those that were turned away or are done."""
 
 PATIENCE = 5.0
-"""Seconds to wait for others to end; those that take longer have one crash to spare."""
+"""Seconds to wait for others to end; those that take longer have a crash to spare."""
 
 QUIET = 10.0
 """Seconds after which a trial no longer keeps others out: what kills at once would have."""

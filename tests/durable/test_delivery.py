@@ -161,7 +161,7 @@ async def test_the_policys_total_time_spans_deliveries(desk, monkeypatch):
 
 
 async def test_a_job_that_kills_its_workers_is_buried(desk):
-    """A job that has taken down three processes is a dead letter; its retries are no crashes. D25."""
+    """A job that has taken down four processes is a dead letter; its retries are no crashes. D25."""
     desk = desk(serve=False)
 
     @desk.supervisor.task("task", retry=Retry(on=OSError, attempts=100, timeout=None))
@@ -180,7 +180,7 @@ async def test_a_job_that_kills_its_workers_is_buried(desk):
             verdict = await deliver(Delivery(id="1", name="task", payload=b"{}", number=number, note=note))
             assert isinstance(verdict, RetryIn)
         verdict = await deliver(Delivery(id="1", name="task", payload=b"{}", number=CRASHES + 1, note=""))
-    assert verdict == Dead("crash_loop", "3 processes ended while they ran it")
+    assert verdict == Dead("crash_loop", "4 processes ended while they ran it")
     assert desk.of(TaskDead)[0].reason == "crash_loop"
 
 
