@@ -42,6 +42,7 @@ TARGETS = (
     "compat",
     "coverage",
     "mutation",
+    "chaos",
     "random",
     "print-python",
     "clean",
