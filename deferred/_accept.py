@@ -51,7 +51,7 @@ class Acceptance(abc.ABC):
         lazy: Whether nobody has opened the supervisor.
         roomy: As long as there are fewer tasks, no limit of the supervisor is near.
         dressed: How many tasks run with something around them: only these set `running_task`.
-        calm: Whether nobody waits or watches: a task that succeeds has nobody to tell.
+        calm: Whether nobody waits: a task that succeeds has nobody to wake.
     """
 
     __slots__ = (

@@ -47,23 +47,24 @@ class Hooks:
     """The listeners of one supervisor, sorted by what they listen to. Lives as long as it.
 
     The attributes that the hot path reads are tuples, empty where nobody listens: an event
-    nobody wants is never made.
+    nobody wants is never made. `timed` says whether anybody wants to know when a task began.
     """
 
     __slots__ = (
         "_hooks",
         "_lost",
         "_tasks",
+        "_told",
         "_waiting",
         "closed",
         "deferred",
         "limit",
         "opened",
-        "quiet",
         "settled",
         "started",
         "step",
         "succeeded",
+        "timed",
     )
 
     def __init__(self, hooks: Iterable[Any], limit: float) -> None:
@@ -82,7 +83,8 @@ class Hooks:
         self.deferred = self.listeners(TaskDeferred)
         self.started = self.listeners(TaskStarted)
         self.succeeded = self.listeners(TaskSucceeded)
-        self.quiet = not self.succeeded and not self.settled
+        self.timed = bool(self.started or self.succeeded)
+        self._told: dict[type[Event], _Listeners] = {}  # who listens to which class, once it was emitted
 
     def add(self, hook: object) -> None:
         """Add a listener; it is told what happens from now on."""
@@ -100,7 +102,10 @@ class Hooks:
 
     def emit(self, event: Event, extra: _Listeners = ()) -> None:
         """Tell every listener of this event, then those in `extra`."""
-        for hook in (*self.listeners(type(event)), *extra):
+        hooks = self._told.get(type(event))
+        if hooks is None:
+            hooks = self._told[type(event)] = self.listeners(type(event))
+        for hook in (*hooks, *extra) if extra else hooks:
             self.tell(hook, event)
 
     def tell(self, hook: Any, event: Event) -> None:  # a hook may be any callable

@@ -114,11 +114,8 @@ class Launcher(Settlement):
             self.watchdog = None
 
     def look(self) -> None:
-        """Look whether anybody waits or watches; called whenever that may have changed."""
-        self.calm = (
-            not (self.slots.queues or self.slots.named or self.drains or self.watched or self._rooms)
-            and self.hooks.quiet
-        )
+        """Look whether anybody waits; called whenever that may have changed."""
+        self.calm = not (self.slots.queues or self.slots.named or self.drains or self.watched or self._rooms)
 
     @property
     def ambient(self) -> UnitOfWork:

@@ -95,8 +95,8 @@ class Runtime(Protocol):
 async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a task that is one plain coroutine: one attempt with nothing around it."""
     task._attempts = 1
-    if runtime.hooks.started:
-        runtime.hooks.emit(TaskStarted(task, 1, at=runtime.now()))
+    if runtime.hooks.timed:
+        _tell_started(task, runtime)
     try:
         if task._kind is not _ASYNC:
             task._value = await task._work
@@ -109,6 +109,13 @@ async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
         del task  # its error holds the frame that it was raised in, and that one holds this one
     else:
         runtime.succeed(task)
+
+
+def _tell_started(task: TaskHandle[Any], runtime: Runtime) -> None:
+    """Note when an attempt began, for whoever wants to know."""
+    task._started = now = runtime.now()
+    if runtime.hooks.started:
+        runtime.hooks.emit(TaskStarted(task, task._attempts, at=now))
 
 
 async def run_task(task: TaskHandle[Any], runtime: Runtime) -> None:
@@ -163,8 +170,8 @@ async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
 async def _until_done(task: TaskHandle[Any], runtime: Runtime, started: float, budget: float | None) -> Outcome:
     while True:
         task._attempts += 1
-        if runtime.hooks.started:
-            runtime.hooks.emit(TaskStarted(task, task._attempts, at=runtime.now()))
+        if runtime.hooks.timed:
+            _tell_started(task, runtime)
         limit = asyncio.timeout(task._options.timeout)
         try:
             async with limit:

@@ -56,7 +56,7 @@ class Settlement(Acceptance):
         """Start those who wait for a slot, from the next turn of the loop on."""
 
     def succeed(self, task: TaskHandle[Any], /) -> None:
-        """Settle a task that has returned: the short way, where nobody waits or watches."""
+        """Settle a task that has returned: the short way, where nobody waits."""
         if not self.calm or not task._tracked or task._waiters is not None or task._outcome is not None:
             self.settle(task, _OK)
             return
@@ -66,10 +66,18 @@ class Settlement(Acceptance):
             claimed.discard(task._work)
         context: Any = task._unit
         context._finished += 1
+        self.succeeded += 1
+        hooks = self.hooks
+        if hooks.succeeded:
+            hooks.emit(TaskSucceeded(task, task._attempts, at=self.now()))
+            if not self.calm:  # a hook has begun to wait
+                self._let_go(task, context, (*self.drains, *context._drains))
+                return
         context._pending -= 1
         self.slots.busy -= 1
         self.tasks.discard(task)
-        self.succeeded += 1
+        if hooks.settled and context._ended and not context.pending:
+            hooks.emit(ContextSettled(context, at=self.now()))
 
     def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
         """Bring `task` to its end: once, whoever comes first."""
@@ -79,6 +87,10 @@ class Settlement(Acceptance):
         context: Any = task._unit
         drains = (*self.drains, *context._drains)
         self._tell_ending(task, context, outcome)
+        self._let_go(task, context, drains)
+
+    def _let_go(self, task: TaskHandle[Any], context: Any, drains: tuple[Drain, ...]) -> None:
+        """Let everybody know that `task` is over who waits for it, or for what it held."""
         for drain in drains:
             drain.note(task)
         self._give_back(task)

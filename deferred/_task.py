@@ -135,6 +135,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     _execution: Execution = Execution.DEFERRED
     _id: str | None = None
     _attempts: int = 0
+    _started: float = 0.0  # the attempt; noted only while somebody listens
     _outcome: Outcome | None = None
     _error: BaseException | None = None
     _value: Any = None
