@@ -106,19 +106,21 @@ class Hooks:
         if hooks is None:
             hooks = self._told[type(event)] = self.listeners(type(event))
         for hook in (*hooks, *extra) if extra else hooks:
-            self.tell(hook, event)
+            try:
+                answer = hook(event)
+                if answer is not None:
+                    self._go_on(hook, event, answer)
+            except BaseException as error:  # noqa: BLE001  # a hook breaks nothing, SystemExit included
+                _log(hook, event, error)
 
-    def tell(self, hook: Any, event: Event) -> None:  # a hook may be any callable
-        """Tell one listener, and contain what it does."""
-        answer: Any = None
+    def _go_on(self, hook: object, event: Event, answer: Any) -> None:  # of whatever it returns
+        """Let what a hook returned go on, if it is something that can."""
         try:
-            answer = hook(event)
-            if answer is None or not inspect.isawaitable(answer):
-                return
-            self._run(hook, event, answer)
-        except BaseException as error:  # noqa: BLE001  # a hook breaks nothing, SystemExit included
+            if inspect.isawaitable(answer):
+                self._run(hook, event, answer)
+        except BaseException:
             close_refused(answer)
-            _log(hook, event, error)
+            raise
 
     def _run(self, hook: object, event: Event, answer: Any) -> None:  # of whatever it returns
         """Let what a hook returned go on: now, in its turn, or not at all."""

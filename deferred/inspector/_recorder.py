@@ -1,0 +1,399 @@
+"""The hook behind the inspector: what happened lately, within bounds.
+
+Rules of this file: what happens for every task is short, and what is dear (a label, an id, a
+site, a line of source) waits until somebody looks; nothing of the user's is kept alive once its
+task has ended, but arguments that are plain values; the oldest makes room.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+from deferred._events import (
+    ContextClosed,
+    ContextOpened,
+    ContextSettled,
+    DrainFinished,
+    DrainStarted,
+    Event,
+    Execution,
+    Outcome,
+    StepFinished,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskDeferred,
+    TaskDiscarded,
+    TaskEvent,
+    TaskFailed,
+    TaskRejected,
+    TaskRetrying,
+    TaskStarted,
+    TaskSucceeded,
+)
+from deferred._supervisor import Supervisor
+from deferred._task import Hook, TaskHandle
+from deferred.inspector._arguments import keep_arguments
+from deferred.inspector._counts import Counts
+from deferred.inspector._errors import capture
+from deferred.inspector._logs import LogLines
+from deferred.inspector._records import (
+    MOST_LINES,
+    MOST_STEPS,
+    MOST_TASKS,
+    Attempt,
+    Ended,
+    Line,
+    Step,
+    Trace,
+    weight,
+)
+
+__all__ = ["Recorder"]
+
+_OK = Outcome.SUCCEEDED
+
+
+def _told(*events: type[Event]) -> Callable[[Any], Any]:
+    """Say which events a method is told; read by the supervisor's hooks."""
+
+    def mark(method: Any) -> Any:
+        method.events = events
+        return method
+
+    return mark
+
+
+class Recorder:
+    """What happened lately in one supervisor. Lives as long as its inspector.
+
+    Args:
+        supervisor: Whose work it is.
+        count: How many units of work are kept.
+        size: About how many bytes they may take.
+        age: Seconds after which they are forgotten.
+        arguments: Whether arguments of tasks that have ended are kept.
+    """
+
+    def __init__(self, supervisor: Supervisor, *, count: int, size: int, age: float, arguments: bool) -> None:
+        self.supervisor = supervisor
+        self.change = 0
+        self._last = 0  # the number of the latest record
+        self.size = 0
+        self.drain: tuple[DrainStarted, DrainFinished | None] | None = None
+        self.removed: deque[tuple[int, str]] = deque(maxlen=200)
+        self._count, self._size, self._age, self._keeps = count, size, age, arguments
+        self._live: dict[Any, Trace] = {}
+        self._done: deque[Trace] = deque()
+        self._failures: dict[TaskHandle[Any], list[Attempt]] = {}
+        self._inline: set[TaskHandle[Any]] = set()  # those that run in a handler; known while somebody watches
+        self.counts = Counts(supervisor._launcher)
+        self._watchers = 0
+        self._watching = threading.Lock()
+        self._logs = LogLines(self)
+        self._hooks: tuple[Hook, ...] = (
+            self._opened,
+            self._closed,
+            self._settled,
+            self._step,
+            self._succeeded,
+            self._failed,
+            self._unhappy,
+            self._retrying,
+            self._rejected,
+            self._draining,
+        )
+        for hook in self._hooks:
+            supervisor.add_hook(hook)
+
+    def close(self) -> None:
+        """Listen no more; what is recorded stays."""
+        for hook in self._hooks:
+            self.supervisor.remove_hook(hook)
+        self._logs.uninstall()
+
+    # -- what happens ------------------------------------------------------------------------
+
+    @_told(ContextOpened)
+    def _opened(self, event: ContextOpened) -> None:
+        if event.at >= self.counts.next:
+            self._turn(event.at)
+        self.counts.requests += 1
+        self._last = number = self._last + 1
+        unit: Any = event.context
+        self._live[unit] = trace = Trace(unit, number, event.at)
+        if self._watchers:
+            self._note(trace)
+
+    @_told(ContextClosed)
+    def _closed(self, event: ContextClosed) -> None:
+        trace = self._live.get(event.context)
+        if trace is not None:
+            trace.closed = event.at
+            if event.error is not None:
+                trace.error = capture(event.error)
+                trace.size += trace.error.size
+            if self._watchers:
+                self._note(trace)
+
+    @_told(ContextSettled)
+    def _settled(self, event: ContextSettled) -> None:
+        unit: Any = event.context
+        trace = self._live.pop(unit, None)
+        if trace is None:
+            return
+        trace.settle(unit, event.at)
+        self.change = trace.change = self.change + 1
+        self._done.append(trace)
+        self.size += trace.weight
+        if len(self._done) > self._count or self.size > self._size or len(self._live) > self._count:
+            self._make_room()
+
+    @_told(StepFinished)
+    def _step(self, event: StepFinished) -> None:
+        trace = self._of(event.context, event.started)
+        error = None if event.error is None else capture(event.error)
+        steps = trace.steps = trace.steps or []
+        if len(steps) < MOST_STEPS:
+            steps.append(Step(event.name, event.started, event.at, error))
+            trace.size += 150 + (error.size if error is not None else 0)
+        self._note(trace)
+
+    @_told(TaskSucceeded)
+    def _succeeded(self, event: TaskSucceeded) -> None:
+        task: Any = event.task
+        if event.at >= self.counts.next:
+            self._turn(event.at)
+        trace = self._live.get(task._unit) or self._of(task._unit, task._created)
+        work = task._work
+        ended = Ended(
+            task._name or task._options.name or (work.__qualname__ if type(work) is FunctionType else task.name),
+            task._code,
+            task._instruction,
+            task._created,
+            task._started,
+            event.at,
+            _OK,
+            task._attempts,
+            task._execution,
+            task._id,
+        )
+        if task._attempts > 1 or task._args or task._kwargs:
+            self._complete(ended, task)
+            trace.size += weight(ended)
+        known = trace.ended
+        if known is None:
+            trace.ended = [ended]
+        else:
+            known.append(ended)
+            if len(known) > MOST_TASKS:
+                trace.thin_out()
+        if self._watchers:
+            self._inline.discard(task)
+            self._note(trace)
+
+    @_told(TaskFailed)
+    def _failed(self, event: TaskFailed) -> None:
+        self._end(event, event.outcome)
+
+    @_told(TaskCancelled, TaskDiscarded, TaskAbandoned)
+    def _unhappy(self, event: TaskCancelled | TaskDiscarded | TaskAbandoned) -> None:
+        self._end(event, Outcome.ABANDONED if isinstance(event, TaskAbandoned) else event.outcome)
+
+    def _end(self, event: TaskEvent, outcome: Outcome) -> None:
+        task: Any = event.task
+        if event.at >= self.counts.next:
+            self._turn(event.at)
+        trace = self._of(task._unit, task._created)
+        ended = Ended(
+            task.name,
+            task._code,
+            task._instruction,
+            task._created,
+            task._started,
+            event.at,
+            outcome,
+            task._attempts,
+            task._execution,
+            task._id,
+        )
+        if task._error is not None:
+            ended.error = capture(task._error)
+        self._complete(ended, task)
+        trace.add(ended)
+        trace.size += weight(ended)
+        self._note(trace)
+        self._inline.discard(task)
+
+    def _complete(self, ended: Ended, task: Any) -> None:
+        """Add what most tasks do not have."""
+        if task._attempts > 1:
+            ended.failures = self._failures.pop(task, None)
+        if (task._args or task._kwargs) and self._keeps:
+            ended.arguments = keep_arguments(task)
+
+    @_told(TaskRetrying)
+    def _retrying(self, event: TaskRetrying) -> None:
+        task: Any = event.task
+        trace = self._of(task._unit, task._created)
+        failures = self._failures.setdefault(task, [])
+        failures.append(Attempt(task._started, event.at, capture(event.error), event.delay))
+        if len(failures) > MOST_STEPS:
+            del failures[MOST_STEPS // 2]
+        self._note(trace)
+
+    @_told(TaskRejected)
+    def _rejected(self, event: TaskRejected) -> None:
+        trace = self._of(event.context, event.at)
+        error = capture(event.error)
+        outcome = Outcome.DISCARDED_BY_OVERFLOW
+        ended = Ended(event.name, None, 0, event.at, 0.0, event.at, outcome, 0, Execution.DEFERRED, None)
+        ended.error, ended.rejected = error, True
+        trace.add(ended)
+        trace.size += weight(ended)
+        self._note(trace)
+
+    @_told(DrainStarted, DrainFinished)
+    def _draining(self, event: DrainStarted | DrainFinished) -> None:
+        if isinstance(event, DrainStarted):
+            self.drain = (event, None)
+        elif self.drain is not None:
+            self.drain = (self.drain[0], event)
+
+    def _turn(self, at: float) -> None:
+        """Do what is done once a second, at the most."""
+        if not self._logs.installed:
+            self._logs.install()
+        self.counts.turn(at)
+
+    def _note(self, trace: Trace) -> None:
+        """Let those who watch see that something of `trace` has changed."""
+        self.change += 1
+        trace.change = self.change
+
+    def add_line(self, unit: Any, line: Line) -> None:
+        """Keep a line of the log; called in whatever thread wrote it."""
+        trace = self._live.get(unit)
+        if trace is None:
+            return
+        lines = trace.lines = trace.lines or []
+        lines.append(line)
+        trace.size += 200 + 2 * len(line.text)
+        if len(lines) > MOST_LINES:
+            trace.size -= 200 + 2 * len(lines.pop(0).text)
+        self._note(trace)
+
+    def _of(self, unit: Any, at: float) -> Trace:
+        """Return the record of a unit of work; one that nobody has opened (``background``) begins now."""
+        trace = self._live.get(unit)
+        if trace is None:
+            self._last += 1
+            trace = self._live[unit] = Trace(unit, self._last, at)
+            self._note(trace)
+        return trace
+
+    # -- bounds ------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        while self._done and (len(self._done) > self._count or self.size > self._size):
+            self.size -= self._done.popleft().weight
+        while len(self._live) > self._count:  # more at a time than are kept: the oldest are let go of
+            del self._live[next(iter(self._live))]
+
+    def forget_old(self) -> None:
+        """Forget what is older than `age`."""
+        oldest = self.supervisor._launcher.now() - self._age
+        while self._done and (self._done[0].settled or 0.0) < oldest:
+            self.size -= self._done.popleft().weight
+
+    def forget(self, wanted: Callable[[Trace], bool]) -> int:
+        """Forget the settled units of work that `wanted` says yes to; return how many."""
+        gone = [trace for trace in self._done if wanted(trace)]
+        for trace in gone:
+            self._done.remove(trace)
+            self.size -= trace.weight
+            self._remove(trace)
+        return len(gone)
+
+    def ignore(self, unit: Any) -> None:
+        """Record nothing of a unit of work that is the inspector's own."""
+        trace = self._live.pop(unit, None)
+        if trace is not None:
+            self.counts.requests -= 1
+            if self._watchers:
+                self._remove(trace)
+
+    def _remove(self, trace: Trace) -> None:
+        self.change += 1
+        self.removed.append((self.change, trace.id))
+
+    # -- who looks -----------------------------------------------------------------------------
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Note also what has not ended yet, while somebody watches."""
+        with self._watching:
+            self._watchers += 1
+            if self._watchers == 1:
+                self.supervisor.add_hook(self._moved)
+        try:
+            yield
+        finally:
+            with self._watching:
+                self._watchers -= 1
+                if not self._watchers:
+                    self.supervisor.remove_hook(self._moved)
+                    self._inline.clear()
+
+    @_told(TaskDeferred, TaskStarted)
+    def _moved(self, event: TaskDeferred | TaskStarted) -> None:
+        task: Any = event.task
+        trace = self._of(task._unit, task._created)
+        if task._execution is Execution.SEQUENTIAL:
+            self._inline.add(task)
+        self._note(trace)
+
+    def touch(self) -> None:
+        """Let those who watch see all that has not settled anew."""
+        self.unfinished()
+        for trace in tuple(self._live.values()):
+            self._note(trace)
+
+    def traces(self, since: int = 0) -> list[Trace]:
+        """Return the records that have changed since, the latest first."""
+        found = [trace for trace in tuple(self._live.values()) if trace.change > since]
+        for trace in reversed(tuple(self._done)):
+            if trace.change <= since:
+                break
+            found.append(trace)
+        found.sort(key=lambda trace: -trace.number)
+        return found
+
+    def find(self, key: str) -> Trace | None:
+        """Return the record of the unit of work with this id."""
+        return next((trace for trace in self.traces() if trace.id == key), None)
+
+    def unfinished(self) -> dict[Any, list[TaskHandle[Any]]]:
+        """Return the tasks that have not ended, by their unit of work."""
+        launcher = self.supervisor._launcher
+        found: dict[Any, list[TaskHandle[Any]]] = {}
+        for task in itertools.chain(tuple(launcher.tasks), tuple(launcher.detached), tuple(self._inline)):
+            if task._outcome is None:
+                found.setdefault(task._unit, []).append(task)
+        for unit, tasks in found.items():
+            self._of(unit, min(task._created for task in tasks))
+        return found
+
+    def failures(self, task: TaskHandle[Any]) -> Iterable[Attempt]:
+        """Return the failed attempts of a task that has not ended."""
+        return tuple(self._failures.get(task, ()))
+
+    def epoch(self) -> float:
+        """Return the time of day at which the loop's clock stood at zero: seconds since the epoch."""
+        return time.time() - self.supervisor._launcher.now()
