@@ -6,6 +6,7 @@ arguments are given to operators only, one task at a time.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -34,6 +35,12 @@ MOST = 500
 _SEARCH = 200
 
 
+class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of whom what is recorded is to be forgotten: of all without a text."""
+
+    text: str = ""
+
+
 class Api:
     """The answers of one inspector. Lives as long as it."""
 
@@ -49,14 +56,14 @@ class Api:
             Refused: There is no such thing, or it is not for this person.
         """
         query = {name: values[-1] for name, values in _query(scope).items()}
-        self._recorder.forget_old()
+        self._recorder.look()
         match path.split("/"):
             case ["session"]:
                 answer = self._session(person)
             case ["requests"]:
                 answer = self._requests(query)
             case ["requests", key]:
-                answer = self._request(key)
+                answer = await self._request(key)
             case ["tasks"]:
                 answer = self._tasks(query)
             case ["tasks", key, "arguments"]:
@@ -116,10 +123,10 @@ class Api:
                 break
         return as_json({"change": change, "more": more, "total": len(traces), "requests": found[:limit]})
 
-    def _request(self, key: str) -> Answer:
+    async def _request(self, key: str) -> Answer:
         key, _, kind = key.partition(".")
-        trace = self._find(key)
-        view = view_request(self._recorder, trace)
+        # In a thread: a traceback shows lines of files, which are read now.
+        view = await asyncio.to_thread(view_request, self._recorder, self._find(key))
         match kind:
             case "":
                 return as_json(view)
@@ -195,7 +202,7 @@ class Api:
     def _forget(self, body: bytes, person: Person) -> Answer:
         """Forget what is recorded of whom it may concern: all, or what a text is found in."""
         try:
-            text = msgspec.json.decode(body, type=dict[str, str]).get("text", "")[:_SEARCH]
+            text = msgspec.json.decode(body, type=Subject).text[:_SEARCH]
         except msgspec.DecodeError as error:
             raise Refused(422, f"That is no order: {error}") from error
         count = self.forget(text)
@@ -209,14 +216,14 @@ class Api:
 
     def _holds(self, trace: Trace, text: str) -> bool:
         """Say whether anything that is kept of a request holds `text`, what is hidden included."""
-        view = view_request(self._recorder, trace)
-        if text in msgspec.json.encode(view).decode().casefold():
-            return True
-        return any(
-            text in f"{kept.args!r} {kept.kwargs!r} {kept.shown!r}".casefold()
-            for ended in trace.ended or ()
-            if (kept := ended.arguments) is not None
-        )
+        (view,) = view_requests(self._recorder, [trace])
+        kept = [view.label, view.error, *(line.text for line in trace.lines or ())]
+        for row in view.rows:
+            kept += [row.name, row.error, *(attempt.error for attempt in row.attempts)]
+        for ended in trace.ended or ():
+            if (arguments := ended.arguments) is not None:
+                kept.append(f"{arguments.args!r} {arguments.kwargs!r} {arguments.shown!r}")
+        return any(text in each.casefold() for each in kept)
 
 
 def now(recorder: Recorder) -> dict[str, Any]:

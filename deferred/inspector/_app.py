@@ -20,6 +20,12 @@ __all__ = ["Inspector"]
 _KINDS: Final = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "html": HTML}
 _ACTIONS: Final = frozenset({"api/dead/retry", "api/dead/delete", "api/forget"})
 _HEADS: Final = frozenset({"GET", "HEAD"})
+_FILES: Final = {
+    file.name: file.read_bytes()
+    for file in resources.files("deferred.inspector").joinpath("static").iterdir()
+    if file.name.rpartition(".")[2] in _KINDS
+}
+"""The page; read with the code, as no event loop is to wait for a file."""
 
 
 class Inspector:
@@ -73,11 +79,6 @@ class Inspector:
         self._recorder = Recorder(supervisor, count=max_requests, size=max_bytes, age=max_age, arguments=arguments)
         self._api = Api(self._recorder, self._access)
         self._streams = Streams(self._recorder)
-        self._files = {
-            file.name: file.read_bytes()
-            for file in resources.files("deferred.inspector").joinpath("static").iterdir()
-            if file.name.rpartition(".")[2] in _KINDS
-        }
 
     def close(self) -> None:
         """Record no more; for inspectors that end before their supervisor."""
@@ -133,9 +134,10 @@ class Inspector:
             return await self._api.get(path.removeprefix("api/"), scope, person)
         return self._file(path)
 
-    def _file(self, path: str) -> Answer:
+    @staticmethod
+    def _file(path: str) -> Answer:
         name = "index.html" if not path else path.removeprefix("static/")
-        body = self._files.get(name)
+        body = _FILES.get(name)
         if body is None or (path and not path.startswith("static/")):
             raise Refused(404, "There is nothing here.")
         return Answer(body, _KINDS[name.rpartition(".")[2]])

@@ -306,8 +306,9 @@ class Recorder:
         while len(self._live) > self._count:  # more at a time than are kept: the oldest are let go of
             del self._live[next(iter(self._live))]
 
-    def forget_old(self) -> None:
-        """Forget what is older than `age`."""
+    def look(self) -> None:
+        """Forget what is older than `age`, and find what nobody has told of."""
+        self.unfinished()
         oldest = self.supervisor._launcher.now() - self._age
         while self._done and (self._done[0].settled or 0.0) < oldest:
             self.size -= self._done.popleft().weight
@@ -365,8 +366,8 @@ class Recorder:
         for trace in tuple(self._live.values()):
             self._note(trace)
 
-    def traces(self, since: int = 0) -> list[Trace]:
-        """Return the records that have changed since, the latest first."""
+    def traces(self, since: int = -1) -> list[Trace]:
+        """Return the records that have changed since, all unless told; the latest first."""
         found = [trace for trace in tuple(self._live.values()) if trace.change > since]
         for trace in reversed(tuple(self._done)):
             if trace.change <= since:

@@ -21,6 +21,7 @@ __all__ = ["AttemptView", "LineView", "RequestView", "RowView", "view_request", 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "WEBSOCKET"})
 _NAME = 300
+_NONE = 0.0  # what is left out is found by being the very same object
 _MOST_ROWS = 200
 
 
@@ -38,7 +39,7 @@ class AttemptView(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     started: float
     ended: float | None = None
     error: str = ""
-    backoff: float = 0.0
+    backoff: float = _NONE
     traceback: str = ""
 
 
@@ -261,13 +262,13 @@ class _View:
         return self.attempt(failure.started, failure.ended, failure.error, failure.delay)
 
     def attempt(
-        self, started: float, ended: float | None, error: ErrorRecord | None, backoff: float = 0.0
+        self, started: float, ended: float | None, error: ErrorRecord | None, backoff: float = _NONE
     ) -> AttemptView:
         return AttemptView(
             started=_round(started - self.trace.opened),
             ended=self.time(ended),
             error=error.line if error is not None else "",
-            backoff=_round(backoff),
+            backoff=_round(backoff) if backoff else _NONE,
             traceback=format_error(error) if error is not None and self.details else "",
         )
 

@@ -17,7 +17,7 @@ _SIGNS = {
     "done": "█",
     "failed": "▓",
     "cancelled": "▒",
-    "backoff": "\N{BOX DRAWINGS LIGHT DIAGONAL UPPER RIGHT TO LOWER LEFT}",
+    "backoff": "/",
     "running": "▒",
 }
 _PLAIN = {

@@ -137,3 +137,26 @@ def _defer_outside():
     import contextvars
 
     return contextvars.Context().run(defer, fine)
+
+
+async def test_a_hook_that_is_told_of_a_success_may_register_more_than_there_is_room_for():
+    """S10: Work that a hook of a success registers waits for the slot that this very task gives back."""
+    ran = []
+
+    async def more():
+        ran.append("more")
+
+    def hook(event):
+        if len(ran) < 2:
+            ran.append("told")
+            contexts[0].wait_until(more())
+
+    hook.events = (TaskSucceeded,)
+    contexts = []
+    async with Supervisor(max_running=1, hooks=[hook]) as supervisor:
+        with supervisor.context() as ctx:
+            contexts.append(ctx)
+            ctx.defer(fine)
+        await until(lambda: ran == ["told", "more"])
+        await until(lambda: nothing_left(supervisor))
+    assert supervisor.stats().succeeded == 2

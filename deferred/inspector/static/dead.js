@@ -40,10 +40,14 @@ export class Dead {
     try {
       answer = await ask("dead", { ...this.filter, limit: 200 });
     } catch (error) {
+      this.told = null;
       this.list.replaceChildren();
       this.tell(error.message, "");
       return;
     }
+    const told = JSON.stringify(answer);
+    if (told === this.told) return; // what is open in the list stays open
+    this.told = told;
     offer(this.name, answer.names);
     offer(this.reason, answer.reasons);
     this.number = answer.total;

@@ -1,0 +1,95 @@
+"""The command that draws the waterfalls of a running app."""
+
+import io
+
+import pytest
+
+from deferred.inspector import Password, cli
+from tests.inspector.support import visit
+
+
+class Terminal(io.StringIO):
+    """What the command writes to. Lives as long as a test."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        """Say that this is a file."""
+        return False
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command; give its exit code, and what it wrote to both."""
+
+    def run(*arguments):
+        code = cli.main(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_latest_requests_are_drawn(served, run):
+    """The newest at the end, where the eye is; then one of them, as a picture."""
+    home = served().home
+    visit(f"{home}/waituntil")
+    visit(f"{home}/quiet")
+    code, out, err = run(f"{home}/_deferred/", "--width", "90")
+    assert (code, err) == (0, "")
+    assert out.index("/waituntil") < out.index("/quiet")
+    assert "send confirmation e-mail" in out
+    code, out, _ = run(f"{home}/_deferred/", "-n", "1", "--svg")
+    assert out.startswith("<svg ")
+    assert "/quiet" in out
+
+
+def test_one_request_is_drawn(served, run):
+    """The address of a request in the page is one for the command, too."""
+    home = served().home
+    visit(f"{home}/quiet")
+    visit(f"{home}/waituntil")
+    import json
+    import urllib.request
+
+    with urllib.request.urlopen(f"{home}/_deferred/api/requests", timeout=10) as answer:
+        first = json.load(answer)["requests"][1]["id"]
+    code, out, _ = run(f"{home}/_deferred/#/requests/{first}")
+    assert code == 0
+    assert "/quiet" in out
+    assert "/waituntil" not in out
+
+
+def test_nothing_recorded(served, run):
+    """An inspector that has seen nothing is said to have."""
+    assert run(served().url)[::2] == (3, "Nothing is recorded there yet.\n")
+
+
+def test_a_password_comes_from_the_environment(served, run, monkeypatch):
+    """E20: Or from the address; it is in no message."""
+    home = served(auth=Password({"ada": "difference:engine"})).home
+    visit(f"{home}/quiet")
+    code, _, err = run(f"{home}/_deferred/")
+    assert (code, "answers 401" in err, "DEFERRED_INSPECTOR_AUTH=" in err) == (1, True, True)
+    with_password = home.replace("//", "//ada:difference%3Aengine@")
+    assert run(f"{with_password}/_deferred/")[0] == 0
+    wrong = home.replace("//", "//ada:hunter2hunter2@")
+    assert "hunter2" not in run(f"{wrong}/_deferred/")[2]
+    monkeypatch.setenv("DEFERRED_INSPECTOR_AUTH", "ada:difference:engine")
+    assert run(f"{home}/_deferred/")[0] == 0
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/", "x", "http://", "http://127.0.0.1:1/_deferred/"])
+def test_what_is_no_inspector(run, url):
+    """Another address is told apart, without a traceback."""
+    code, out, err = run(url)
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+
+
+def test_a_page_of_something_else(served, run):
+    """An answer that is no inspector's is said to be none."""
+    home = served().home
+    code, _, err = run(f"{home}/quiet/..")
+    assert code == 1
+    assert "answers" in err
