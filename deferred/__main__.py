@@ -27,6 +27,8 @@ import msgspec
 from deferred._supervisor import Supervisor
 from deferred.engines import DeadJob, Engine, find_engine
 from deferred.exceptions import DeferredError
+from deferred.inspector.cli import add_arguments
+from deferred.inspector.cli import run as run_trace
 
 __all__ = ["main"]
 
@@ -87,7 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="look whether durable work can be stored and run")
     doctor.add_argument("target", metavar="MODULE:NAME|URL")
     doctor.set_defaults(command=_doctor)
+
+    trace = commands.add_parser("trace", help="draw what an inspector has recorded")
+    add_arguments(trace)
+    trace.set_defaults(command=_trace)
     return parser
+
+
+async def _trace(options: argparse.Namespace) -> int:
+    return await asyncio.to_thread(run_trace, options)
 
 
 def _count(text: str) -> int:

@@ -167,7 +167,7 @@ class Api:
                 total += fits
                 if fits and len(found) < limit:
                     found.append({"request": view.id, "label": view.label, "began": view.began, "task": row})
-        states = [*(each.value for each in TaskState), "rejected"]
+        states = [*(each.value for each in TaskState), "rejected", "enqueued"]
         executions = [each.value for each in Execution]
         about = {"names": sorted(names)[:MOST], "states": states, "executions": executions}
         return as_json({"tasks": found, "total": total, **about})

@@ -11,7 +11,7 @@ from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.inspector._access import Access, Auth, Refused, headers_of
 from deferred.inspector._api import Api
-from deferred.inspector._http import HTML, TEXT, Answer, Receive, Scope, Send, read_body
+from deferred.inspector._http import HTML, TEXT, Answer, ASGIApp, Receive, Scope, Send, read_body
 from deferred.inspector._recorder import Recorder
 from deferred.inspector._stream import Streams
 
@@ -19,6 +19,7 @@ __all__ = ["Inspector"]
 
 _KINDS: Final = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "html": HTML}
 _ACTIONS: Final = frozenset({"api/dead/retry", "api/dead/delete", "api/forget"})
+_REQUESTS: Final = frozenset({"http", "websocket"})
 _HEADS: Final = frozenset({"GET", "HEAD"})
 _FILES: Final = {
     file.name: file.read_bytes()
@@ -79,6 +80,34 @@ class Inspector:
         self._recorder = Recorder(supervisor, count=max_requests, size=max_bytes, age=max_age, arguments=arguments)
         self._api = Api(self._recorder, self._access)
         self._streams = Streams(self._recorder)
+
+    def mount(self, app: ASGIApp, path: str = "/_deferred") -> ASGIApp:
+        """Put the inspector beside an ASGI app, outside of its middleware; the result is an ASGI app.
+
+        Args:
+            app: Gets everything but requests below `path`.
+            path: Where the inspector is to be found.
+
+        Raises:
+            ValueError: `path` is none.
+        """
+        place = path.rstrip("/")
+        if not place.startswith("/"):
+            message = f"path must be a path below the root, such as '/_deferred', not {path!r}"
+            raise ValueError(message)
+
+        async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] in _REQUESTS:
+                root: str = scope.get("root_path", "").rstrip("/")
+                where: str = scope["path"]
+                if root and where.startswith(f"{root}/"):
+                    where = where[len(root) :]
+                if where == place or where.startswith(f"{place}/"):
+                    await self({**scope, "root_path": root + place, "path": root + where}, receive, send)
+                    return
+            await app(scope, receive, send)
+
+        return mounted
 
     def close(self) -> None:
         """Record no more; for inspectors that end before their supervisor."""
@@ -146,19 +175,28 @@ class Inspector:
 def _path(scope: Scope) -> str | None:
     """Return the path below the place where the inspector is mounted; None if the slash is missing.
 
-    Some servers and frameworks leave the prefix in the path, others have taken it off.
+    Some servers and frameworks leave the prefix in the path, others have taken it off; one of
+    them (Litestar) puts a slash to every end.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     if root and (path == root or path.startswith(f"{root}/")):
         path = path[len(root) :]
-    return path[1:] if path.startswith("/") else None
+    if path in {"", "/"} and not _asked(scope).endswith("/"):
+        return None
+    return path.strip("/") if not path.startswith("//") else path
+
+
+def _asked(scope: Scope) -> str:
+    """Return the path as the client has sent it, if the server tells; else what it was made into."""
+    raw: bytes | None = scope.get("raw_path")
+    path: str = scope["path"]
+    return path if raw is None else raw.partition(b"?")[0].decode("latin-1")
 
 
 def _slashed(scope: Scope) -> str:
     """Return where the page is: the same place with a slash, named without host and prefix."""
-    path = scope["path"] or scope.get("root_path", "")
-    return f"./{quote(path.rstrip('/').rpartition('/')[2])}/"
+    return f"./{quote(_asked(scope).rpartition('/')[2], safe='%')}/"
 
 
 def _last_seen(scope: Scope) -> int | None:

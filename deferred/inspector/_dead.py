@@ -86,8 +86,7 @@ class DeadLetters:
     @property
     def engine(self) -> Engine | None:
         """The supervisor's engine, if it has one."""
-        engine: Any = getattr(self._supervisor, "engine", None)
-        return engine if isinstance(engine, Engine) else None
+        return self._supervisor.engine
 
     async def depth(self) -> Depth | None:
         """Count the jobs; None without an engine, or when it does not answer."""

@@ -9,11 +9,25 @@ import msgspec
 
 from deferred.inspector._access import Refused
 
-__all__ = ["HTML", "JSON", "POLICY", "SECURITY", "TEXT", "Answer", "Receive", "Scope", "Send", "as_json", "read_body"]
+__all__ = [
+    "HTML",
+    "JSON",
+    "POLICY",
+    "SECURITY",
+    "TEXT",
+    "ASGIApp",
+    "Answer",
+    "Receive",
+    "Scope",
+    "Send",
+    "as_json",
+    "read_body",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from types import FunctionType
@@ -30,6 +29,7 @@ from deferred._events import (
     TaskCancelled,
     TaskDeferred,
     TaskDiscarded,
+    TaskEnqueued,
     TaskEvent,
     TaskFailed,
     TaskRejected,
@@ -37,12 +37,13 @@ from deferred._events import (
     TaskStarted,
     TaskSucceeded,
 )
+from deferred._options import Hook
 from deferred._supervisor import Supervisor
-from deferred._task import Hook, TaskHandle
+from deferred._task import TaskHandle
 from deferred.inspector._arguments import keep_arguments
-from deferred.inspector._counts import Counts
 from deferred.inspector._errors import capture
 from deferred.inspector._logs import LogLines
+from deferred.inspector._memory import Memory
 from deferred.inspector._records import (
     MOST_LINES,
     MOST_STEPS,
@@ -70,7 +71,7 @@ def _told(*events: type[Event]) -> Callable[[Any], Any]:
     return mark
 
 
-class Recorder:
+class Recorder(Memory):
     """What happened lately in one supervisor. Lives as long as its inspector.
 
     Args:
@@ -82,19 +83,12 @@ class Recorder:
     """
 
     def __init__(self, supervisor: Supervisor, *, count: int, size: int, age: float, arguments: bool) -> None:
-        self.supervisor = supervisor
-        self.change = 0
-        self._last = 0  # the number of the latest record
-        self.size = 0
+        super().__init__(supervisor, count=count, size=size, age=age)
         self.drain: tuple[DrainStarted, DrainFinished | None] | None = None
-        self.removed: deque[tuple[int, str]] = deque(maxlen=200)
-        self._count, self._size, self._age, self._keeps = count, size, age, arguments
-        self._live: dict[Any, Trace] = {}
-        self._done: deque[Trace] = deque()
+        self._keeps = arguments
+        self._detached = supervisor._launcher.detached
         self._failures: dict[TaskHandle[Any], list[Attempt]] = {}
         self._inline: set[TaskHandle[Any]] = set()  # those that run in a handler; known while somebody watches
-        self.counts = Counts(supervisor._launcher)
-        self._watchers = 0
         self._watching = threading.Lock()
         self._logs = LogLines(self)
         self._hooks: tuple[Hook, ...] = (
@@ -107,6 +101,7 @@ class Recorder:
             self._unhappy,
             self._retrying,
             self._rejected,
+            self._enqueued,
             self._draining,
         )
         for hook in self._hooks:
@@ -145,10 +140,21 @@ class Recorder:
     @_told(ContextSettled)
     def _settled(self, event: ContextSettled) -> None:
         unit: Any = event.context
-        trace = self._live.pop(unit, None)
+        trace = self._live.get(unit)
         if trace is None:
             return
-        trace.settle(unit, event.at)
+        if self._detached and self._is_loose(unit):
+            trace.loose = True
+        else:
+            self._settle(trace, unit, event.at)
+
+    def _is_loose(self, unit: Any, besides: object = None) -> bool:
+        """Say whether tasks of fire-and-forget routes, which nobody waits for, have not ended."""
+        return any(task._unit is unit and task is not besides for task in self._detached)
+
+    def _settle(self, trace: Trace, unit: Any, at: float) -> None:
+        del self._live[unit]
+        trace.settle(unit, at)
         self.change = trace.change = self.change + 1
         self._done.append(trace)
         self.size += trace.weight
@@ -197,6 +203,8 @@ class Recorder:
         if self._watchers:
             self._inline.discard(task)
             self._note(trace)
+        if trace.loose and not self._is_loose(task._unit, task):
+            self._settle(trace, task._unit, event.at)
 
     @_told(TaskFailed)
     def _failed(self, event: TaskFailed) -> None:
@@ -230,6 +238,8 @@ class Recorder:
         trace.size += weight(ended)
         self._note(trace)
         self._inline.discard(task)
+        if trace.loose and not self._is_loose(task._unit, task):
+            self._settle(trace, task._unit, event.at)
 
     def _complete(self, ended: Ended, task: Any) -> None:
         """Add what most tasks do not have."""
@@ -254,9 +264,17 @@ class Recorder:
         error = capture(event.error)
         outcome = Outcome.DISCARDED_BY_OVERFLOW
         ended = Ended(event.name, None, 0, event.at, 0.0, event.at, outcome, 0, Execution.DEFERRED, None)
-        ended.error, ended.rejected = error, True
+        ended.error, ended.word = error, "rejected"
         trace.add(ended)
         trace.size += weight(ended)
+        self._note(trace)
+
+    @_told(TaskEnqueued)
+    def _enqueued(self, event: TaskEnqueued) -> None:
+        trace = self._of(event.context, event.at)
+        ended = Ended(event.name, None, 0, event.at, 0.0, event.at, _OK, 0, Execution.DURABLE, event.id)
+        ended.word = "enqueued"
+        trace.add(ended)
         self._note(trace)
 
     @_told(DrainStarted, DrainFinished)
@@ -272,11 +290,6 @@ class Recorder:
             self._logs.install()
         self.counts.turn(at)
 
-    def _note(self, trace: Trace) -> None:
-        """Let those who watch see that something of `trace` has changed."""
-        self.change += 1
-        trace.change = self.change
-
     def add_line(self, unit: Any, line: Line) -> None:
         """Keep a line of the log; called in whatever thread wrote it."""
         trace = self._live.get(unit)
@@ -288,51 +301,6 @@ class Recorder:
         if len(lines) > MOST_LINES:
             trace.size -= 200 + 2 * len(lines.pop(0).text)
         self._note(trace)
-
-    def _of(self, unit: Any, at: float) -> Trace:
-        """Return the record of a unit of work; one that nobody has opened (``background``) begins now."""
-        trace = self._live.get(unit)
-        if trace is None:
-            self._last += 1
-            trace = self._live[unit] = Trace(unit, self._last, at)
-            self._note(trace)
-        return trace
-
-    # -- bounds ------------------------------------------------------------------------------
-
-    def _make_room(self) -> None:
-        while self._done and (len(self._done) > self._count or self.size > self._size):
-            self.size -= self._done.popleft().weight
-        while len(self._live) > self._count:  # more at a time than are kept: the oldest are let go of
-            del self._live[next(iter(self._live))]
-
-    def look(self) -> None:
-        """Forget what is older than `age`, and find what nobody has told of."""
-        self.unfinished()
-        oldest = self.supervisor._launcher.now() - self._age
-        while self._done and (self._done[0].settled or 0.0) < oldest:
-            self.size -= self._done.popleft().weight
-
-    def forget(self, wanted: Callable[[Trace], bool]) -> int:
-        """Forget the settled units of work that `wanted` says yes to; return how many."""
-        gone = [trace for trace in self._done if wanted(trace)]
-        for trace in gone:
-            self._done.remove(trace)
-            self.size -= trace.weight
-            self._remove(trace)
-        return len(gone)
-
-    def ignore(self, unit: Any) -> None:
-        """Record nothing of a unit of work that is the inspector's own."""
-        trace = self._live.pop(unit, None)
-        if trace is not None:
-            self.counts.requests -= 1
-            if self._watchers:
-                self._remove(trace)
-
-    def _remove(self, trace: Trace) -> None:
-        self.change += 1
-        self.removed.append((self.change, trace.id))
 
     # -- who looks -----------------------------------------------------------------------------
 
@@ -360,25 +328,16 @@ class Recorder:
             self._inline.add(task)
         self._note(trace)
 
+    def look(self) -> None:
+        """Forget what is older than `age`, and find what nobody has told of."""
+        self.forget_old()
+        self.unfinished()
+
     def touch(self) -> None:
         """Let those who watch see all that has not settled anew."""
         self.unfinished()
         for trace in tuple(self._live.values()):
             self._note(trace)
-
-    def traces(self, since: int = -1) -> list[Trace]:
-        """Return the records that have changed since, all unless told; the latest first."""
-        found = [trace for trace in tuple(self._live.values()) if trace.change > since]
-        for trace in reversed(tuple(self._done)):
-            if trace.change <= since:
-                break
-            found.append(trace)
-        found.sort(key=lambda trace: -trace.number)
-        return found
-
-    def find(self, key: str) -> Trace | None:
-        """Return the record of the unit of work with this id."""
-        return next((trace for trace in self.traces() if trace.id == key), None)
 
     def unfinished(self) -> dict[Any, list[TaskHandle[Any]]]:
         """Return the tasks that have not ended, by their unit of work."""

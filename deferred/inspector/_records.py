@@ -61,7 +61,7 @@ class Arguments(msgspec.Struct, frozen=True):
 
 @fast_stores
 class Ended(msgspec.Struct, eq=False):
-    """A task that has ended, or was refused. Lives as long as the record of its unit of work."""
+    """A task that has ended, was refused, or was stored for later. Lives as long as the record of its unit of work."""
 
     name: str
     code: CodeType | None  # of the function that registered it
@@ -76,7 +76,7 @@ class Ended(msgspec.Struct, eq=False):
     arguments: Arguments | None = None
     failures: list[Attempt] | None = None
     error: ErrorRecord | None = None
-    rejected: bool = False
+    word: str = ""  # what is shown instead of the outcome: "rejected", "enqueued"
 
     @property
     def id(self) -> str:
@@ -99,6 +99,7 @@ class Trace(msgspec.Struct, eq=False):
         change: The number of the last change, counted over all of them.
         omitted: How many ended tasks are kept no longer.
         size: About how many bytes it takes, beyond what every one takes.
+        loose: Whether it has settled but for tasks that nobody waits for.
     """
 
     unit: UnitOfWork | None
@@ -117,6 +118,7 @@ class Trace(msgspec.Struct, eq=False):
     lines: list[Line] | None = None
     omitted: int = 0
     size: int = 0
+    loose: bool = False
 
     @property
     def id(self) -> str:

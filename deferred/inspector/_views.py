@@ -49,7 +49,8 @@ class RowView(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     Attributes:
         kind: ``"step"`` or ``"task"``.
         name: What it is called.
-        state: A `TaskState`'s value; a step is ``"succeeded"`` or ``"failed"``; ``"rejected"`` was refused.
+        state: A `TaskState`'s value; a step is ``"succeeded"`` or ``"failed"``; ``"rejected"`` was refused, and
+            ``"enqueued"`` was stored, to be run in a context of its own.
         created: When it was registered.
         ended: When it was over; None before.
         attempts: Its attempts; none when it never started.
@@ -221,14 +222,15 @@ class _View:
     def ended(self, ended: Ended) -> RowView:
         attempts = [self.failed(failure) for failure in ended.failures or ()]
         waited = bool(attempts) and attempts[-1].started == self.time(ended.started)  # for one that never came
-        if ended.started and not waited:
-            attempts.append(self.attempt(ended.started, ended.ended, ended.error))
+        if ended.attempts and not waited:
+            # Without a time of its own it began before anybody recorded.
+            attempts.append(self.attempt(ended.started or ended.created, ended.ended, ended.error))
         return RowView(
             kind="task",
             id=ended.id,
             name=_name(ended.name),
-            state="rejected" if ended.rejected else ended.outcome.state.value,
-            outcome=ended.outcome.value,
+            state=ended.word or ended.outcome.state.value,
+            outcome="" if ended.word == "enqueued" else ended.outcome.value,
             execution=ended.execution.value,
             created=_round(ended.created - self.trace.opened),
             ended=self.time(ended.ended),

@@ -105,6 +105,11 @@ async def the_request(client: httpx.AsyncClient, number: int = 0) -> Any:
     return await ask(client, f"requests/{listed[number]['id']}")
 
 
+def audited(caplog) -> list[str]:
+    """Return what the inspector has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == "deferred.inspector"]
+
+
 def visit(url: str, method: str = "GET") -> None:
     """Send a request to a served app; whatever it answers is fine."""
     with (

@@ -10,7 +10,7 @@ from deferred import Supervisor
 from deferred.inspector import Inspector, Password, Person, Role
 from deferred.inspector._app import _FILES
 from deferred.inspector._http import SECURITY
-from tests.inspector.support import PREFIX, App, act, ask, opened
+from tests.inspector.support import PREFIX, App, act, ask, audited, opened
 
 QUESTIONS = ["session", "requests", "requests/x", "requests/x.svg", "tasks", "tasks/x/arguments", "dead"]
 QUESTIONS += ["dead/x/arguments", "now", "stream", "unheard-of"]
@@ -303,7 +303,7 @@ async def test_an_operator_may_act_and_a_reader_may_not(guarded, caplog):
     assert (await act(guarded, "forget", {})).status_code == 403
     guarded.headers.update(ADA)
     assert (await act(guarded, "forget", {})).json() == {"forgotten": 0}
-    assert [record.getMessage() for record in caplog.records] == ["'ada' had 0 recorded request(s) forgotten"]
+    assert audited(caplog) == ["'ada' had 0 recorded request(s) forgotten"]
 
 
 async def test_a_token_is_of_one_person(guarded):

@@ -19,7 +19,8 @@ PLACES = {"requests": "#/requests", "tasks": "#/tasks", "dead": "#/dead", "now":
 def busy():
     """Serve an app in which everything has happened once, for all looks at it."""
     app = marathon(App())
-    app.supervisor.engine = Shelf(letter("a"), letter("b", name="report", error="ValueError: no\nTraceback\n  line"))
+    broken = letter("b", name="report", error="ValueError: no\nTraceback\n  line")
+    app.supervisor._durable.engine = Shelf(letter("a"), broken)
     server = Served(app)
     server.start()
     server.visit("/sequential", "/waituntil", "/retried", "/nasty", "/quiet", "/long", "/fails")

@@ -15,7 +15,7 @@ def test_dead_letters_are_retried_and_deleted(served, browse, shot):
     """One letter is retried, one deleted after a question, and all of a filter."""
     app = served()
     shelf = Shelf(*(letter(each) for each in "abc"), letter("d", name="report"))
-    app.app.supervisor.engine = shelf
+    app.app.supervisor._durable.engine = shelf
     page = browse(app.url)
     page.get_by_role("link", name="Dead letters").click()
     expect(page.locator(".letter")).to_have_count(4)

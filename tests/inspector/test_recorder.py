@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from deferred import NonRetryableError, Retry, Supervisor, TaskRejectedError
+from deferred.engines.memory import MemoryEngine
 from deferred.inspector import Inspector
 from tests.inspector.support import App, ask, opened, the_request
 
@@ -161,6 +162,30 @@ async def test_refused_work_is_a_row_of_its_own():
     assert "max_per_context=1" in request["rows"][1]["error"]
 
 
+async def test_stored_work_is_a_row_of_its_own():
+    """What a request enqueues is seen in it; what runs it later is a record of its own with the same id."""
+    supervisor = Supervisor(engine=MemoryEngine())
+    app = App(supervisor)
+    ran = asyncio.Event()
+
+    @supervisor.task(name="mail")
+    async def mail():
+        ran.set()
+
+    @app.route("/r")
+    async def register(ctx):
+        await ctx.enqueue(mail)
+
+    async with opened(app) as client:
+        await client.get("/r")
+        await ran.wait()
+        await app.settle()
+        delivery, request = (await ask(client, "requests"))["requests"]
+    (stored,), (run,) = request["rows"], delivery["rows"]
+    assert (stored["state"], stored["execution"]) == ("enqueued", "durable")
+    assert (run["state"], run["name"], run["id"]) == ("succeeded", "mail", stored["id"])
+
+
 async def test_the_handlers_own_error(app, client):
     """A request whose handler raised shows the line and the traceback."""
 
@@ -172,6 +197,25 @@ async def test_the_handlers_own_error(app, client):
     request = await the_request(client)
     assert (request["error"], request["status"]) == ("ValueError: the handler", 500)
     assert "register" in request["traceback"]
+
+
+@pytest.mark.looptime
+async def test_work_that_nobody_waits_for_is_of_its_request(app, client):
+    """A fire-and-forget task belongs to the record of its request, which is done when it is."""
+    from deferred import fire_and_forget
+
+    @app.route("/r")
+    @fire_and_forget
+    async def register(ctx):
+        await ctx.run(asyncio.sleep, 1)
+        await ctx.run(asyncio.sleep, 2)
+
+    await client.get("/r")
+    (request,) = (await ask(client, "requests"))["requests"]
+    assert ("done" in request, len(request["rows"])) == (False, 2)
+    await asyncio.sleep(3)
+    (request,) = (await ask(client, "requests"))["requests"]
+    assert (request["done"], [row["state"] for row in request["rows"]]) == (2.0, ["succeeded"] * 2)
 
 
 async def test_work_of_no_request():

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from deferred.inspector import Password
-from tests.inspector.support import PREFIX, App, act, ask, opened, the_request
+from tests.inspector.support import PREFIX, App, act, ask, audited, opened, the_request
 from tests.inspector.test_access import ADA, GUEST
 from tests.inspector.test_api import work
 
@@ -38,7 +38,7 @@ async def test_arguments_are_shown_when_asked_for(app, client, caplog):
         ["password", "•••"],
         ["note", "'token=•••'"],
     ]
-    assert caplog.messages == [f"'local' looked at the arguments of task {task['id']!r}"]
+    assert audited(caplog) == [f"'local' looked at the arguments of task {task['id']!r}"]
 
 
 async def test_arguments_of_every_kind(app, client):

@@ -1,0 +1,105 @@
+"""The records of one recorder: those that go on, those that are over, and their bounds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from deferred._supervisor import Supervisor
+from deferred.inspector._counts import Counts
+from deferred.inspector._records import Trace
+
+__all__ = ["Memory"]
+
+
+class Memory:
+    """What is remembered of the units of work of one supervisor. Lives as long as its inspector.
+
+    Args:
+        supervisor: Whose work it is.
+        count: How many units of work are kept.
+        size: About how many bytes they may take.
+        age: Seconds after which they are forgotten.
+
+    Attributes:
+        change: How many changes there were; each record has the number of its last one, as far as
+            somebody watched.
+        size: About how many bytes those take that are over.
+        removed: Changes that were removals, with the id of what was removed.
+    """
+
+    def __init__(self, supervisor: Supervisor, *, count: int, size: int, age: float) -> None:
+        self.supervisor = supervisor
+        self.counts = Counts(supervisor._launcher)
+        self.change = 0
+        self.size: int = 0
+        self.removed: deque[tuple[int, str]] = deque(maxlen=200)
+        self._count, self._size, self._age = count, size, age
+        self._last = 0  # the number of the latest record
+        self._live: dict[Any, Trace] = {}
+        self._done: deque[Trace] = deque()
+        self._watchers = 0
+
+    def _note(self, trace: Trace) -> None:
+        """Let those who watch see that something of `trace` has changed."""
+        self.change += 1
+        trace.change = self.change
+
+    def _of(self, unit: Any, at: float) -> Trace:
+        """Return the record of a unit of work; one that nobody has opened (``background``) begins now."""
+        trace = self._live.get(unit)
+        if trace is None:
+            self._last += 1
+            trace = self._live[unit] = Trace(unit, self._last, at)
+            self._note(trace)
+        return trace
+
+    # -- bounds ------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        while self._done and (len(self._done) > self._count or self.size > self._size):
+            self.size -= self._done.popleft().weight
+        while len(self._live) > self._count:  # more at a time than are kept: the oldest are let go of
+            del self._live[next(iter(self._live))]
+
+    def forget_old(self) -> None:
+        """Forget what is older than `age`."""
+        oldest = self.supervisor._launcher.now() - self._age
+        while self._done and (self._done[0].settled or 0.0) < oldest:
+            self.size -= self._done.popleft().weight
+
+    def forget(self, wanted: Callable[[Trace], bool]) -> int:
+        """Forget the settled units of work that `wanted` says yes to; return how many."""
+        gone = [trace for trace in self._done if wanted(trace)]
+        for trace in gone:
+            self._done.remove(trace)
+            self.size -= trace.weight
+            self._remove(trace)
+        return len(gone)
+
+    def ignore(self, unit: Any) -> None:
+        """Record nothing of a unit of work that is the inspector's own."""
+        trace = self._live.pop(unit, None)
+        if trace is not None:
+            self.counts.requests -= 1
+            if self._watchers:
+                self._remove(trace)
+
+    def _remove(self, trace: Trace) -> None:
+        self.change += 1
+        self.removed.append((self.change, trace.id))
+
+    def traces(self, since: int = -1) -> list[Trace]:
+        """Return the records that have changed since, all unless told; the latest first."""
+        found = [trace for trace in tuple(self._live.values()) if trace.change > since]
+        for trace in reversed(tuple(self._done)):
+            if trace.change <= since:
+                break
+            found.append(trace)
+        found.sort(key=lambda trace: -trace.number)
+        return found
+
+    def find(self, key: str) -> Trace | None:
+        """Return the record of the unit of work with this id."""
+        return next((trace for trace in self.traces() if trace.id == key), None)
