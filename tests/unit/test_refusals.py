@@ -169,3 +169,23 @@ def test_every_setting_is_refused_by_name():
     """Each number and function that a supervisor takes is among those refused above."""
     asked = {what.removesuffix(" of tasks") for what in REFUSALS}
     assert set(inspect.signature(Supervisor).parameters) - asked <= {"engine", "serve"}
+
+
+@pytest.mark.parametrize("handler", [len, lambda: (yield)])
+def test_what_wrap_refuses(handler):
+    """A33: a handler that is a generator is refused with the mend for it, another one without."""
+    generates = inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler)
+    with pytest.raises(TypeError) as caught:
+        Supervisor().wrap(handler)
+    assert ("wrap the function that iterates over it" in str(caught.value)) is generates
+
+
+def test_what_wrap_refuses_of_asynchronous_generators():
+    """A33: an asynchronous generator is refused with the mend too."""
+
+    async def rows():
+        raise AssertionError
+        yield
+
+    with pytest.raises(TypeError, match="wrap the function that iterates over it"):
+        Supervisor().wrap(rows)
