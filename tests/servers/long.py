@@ -35,6 +35,7 @@ def test_reload_after_reload(kind):
             wait_for(lambda number=number: len(server.workers()) >= 2 + 2 * number, server.story)
             served = len(load.accepted)
             wait_for(lambda served=served: len(load.accepted) > served + 20, server.story)
+            server.wait_until_answered(2)
         load.__exit__()
         server.tell()
         server.wait_until_gone()
@@ -45,6 +46,7 @@ def test_a_lifetime_of_a_minute():
     """C14: granian replaces a worker by its age, a minute at least; none of its tasks is lost."""
     with running("granian", "--workers-lifetime", "60", "--respawn-interval", "0.5") as server, Load(server) as load:
         wait_for(lambda: len(server.workers()) > 1, server.story, patience=200)
+        server.wait_until_answered(1)
         load.__exit__()
         server.tell()
         server.wait_until_gone()

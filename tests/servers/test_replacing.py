@@ -113,6 +113,7 @@ def test_sighup(kind, flags):
         wait_for(lambda: len(server.workers()) >= 4, server.story)
         served = len(load.accepted)
         wait_for(lambda: len(load.accepted) > served + 20, server.story)
+        server.wait_until_answered(2)
         load.__exit__()
         server.tell()
         server.wait_until_gone()
