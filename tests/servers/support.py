@@ -52,6 +52,7 @@ class Server:
 
     def __init__(self, kind, folder, flags, environment):
         self.kind = kind
+        self.gone = False
         self.folder = folder
         self.socket = folder / "socket"
         command, *arguments = COMMANDS[kind]
@@ -159,6 +160,7 @@ class Server:
         """Wait until neither it nor a worker of it is left; return the exit code."""
         wait_for(lambda: self.process.poll() is not None, self.story)
         wait_for(self._group_is_gone, self.story)
+        self.gone = True  # its number may be somebody else's from now on
         return self.process.returncode
 
     def _group_is_gone(self):
@@ -215,8 +217,9 @@ def running(kind, *flags, **environment):
         yield server
     finally:
         server.client.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.process.pid, signal.SIGKILL)
+        if not server.gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait()
         server.output.close()
         shutil.rmtree(folder)
