@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from deferred import Supervisor
-from deferred._delivery import error_text
-from deferred._suspects import Suspects
+from deferred import Supervisor, TaskEnqueued
+from deferred._delivery import error_text, read_note
+from deferred._suspects import HUSH, Suspects
+from deferred.engines import Delivery
 from deferred.exceptions import EngineError
 
 
@@ -49,3 +50,28 @@ async def test_a_trial_that_is_broken_off():
         await trying
     assert not suspects.turn_away(suspect=False)
     assert not suspects.turn_away(suspect=True)
+
+
+async def test_a_delivery_beside_a_trial():
+    """D25: a delivery that a trial turns away comes again, unharmed and uncounted, before anything of it is read."""
+    supervisor = Supervisor()
+
+    @supervisor.task(name="mail")
+    async def mail(to: str) -> None:
+        raise AssertionError
+
+    supervisor._durable._suspects._quiet = True
+    verdict = await supervisor._durable._deliver(Delivery(id="1", name="mail", payload=b"{"))
+    assert 2 * HUSH <= verdict.delay <= 6 * HUSH
+    assert (read_note(verdict.note).settled, read_note(verdict.note).uncounted) == (1, 1)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_what_was_stored_is_told(watched):
+    """S16: work that was stored is told to whoever listens for that; where nobody does no event is made."""
+    told = []
+    supervisor = Supervisor(hooks=[told.append] if watched else [])
+    with supervisor.context() as ctx:
+        supervisor._durable._tell_stored("1", "mail", ctx)
+    events = [event for event in told if isinstance(event, TaskEnqueued)]
+    assert [(event.id, event.name, event.context) for event in events] == [("1", "mail", ctx)] * watched
