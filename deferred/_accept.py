@@ -173,8 +173,8 @@ class Acceptance(abc.ABC):
         if loop is not self.loop:
             if self.loop is not None and not self.loop.is_closed() and (self.tasks or self.loop.is_running()):
                 message = (
-                    f"{name_of(work)} was not accepted: this supervisor works on the event loop {self.loop!r}, "
-                    f"and this is another one, {loop!r}. Give each loop a supervisor of its own, or register on the "
+                    f"{name_of(work)} was not accepted: this supervisor works on the event loop {_shown(self.loop)}, "
+                    f"and this is another one, {_shown(loop)}. Give each loop a supervisor of its own, or register on the "
                     "first with `asyncio.run_coroutine_threadsafe`"
                 )
                 raise EventLoopError(message)
@@ -293,6 +293,11 @@ class Acceptance(abc.ABC):
         for room in rooms:
             if not room.done():
                 room.set_result(None)
+
+
+def _shown(loop: AbstractEventLoop) -> str:
+    """Return how messages tell `loop` from another: most look the same."""
+    return f"{type(loop).__name__} at {id(loop):#x}"
 
 
 def _in_trio() -> bool:

@@ -67,7 +67,11 @@ def _check_name(name: object) -> str:
 
 def _check_retry(retry: Any) -> RetryPolicy | None:
     policy = adapted(retry)
-    if policy is None or all(hasattr(policy, part) for part in ("timeout", "verdict", "exhausted", "delay")):
+    if policy is None:
+        return None
+    if not isinstance(policy, type) and all(
+        hasattr(policy, part) for part in ("timeout", "verdict", "exhausted", "delay")
+    ):
         return policy  # type: ignore[no-any-return]  # checked by its parts
     message = f"retry must be a Retry(on=...), a retry object of stamina or tenacity, or None, not {retry!r}"
     raise TypeError(message)

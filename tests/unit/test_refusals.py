@@ -132,6 +132,13 @@ REFUSALS = {
         TypeError,
         ("retry must be a Retry(on=...), a retry object of stamina or tenacity, or None, not 7"),
     ),
+    "retry as a class": (
+        lambda: Supervisor(retry=Retry),
+        TypeError,
+        (
+            "retry must be a Retry(on=...), a retry object of stamina or tenacity, or None, not <class 'deferred._retry.Retry'>"
+        ),
+    ),
     "max_serving": (lambda: Supervisor(max_serving=0), ValueError, "max_serving must be 1 or more, not 0"),
     "on_dead": (lambda: Supervisor(on_dead=[7]), TypeError, "on_dead must be functions, not 7"),
     "on_drain": (
