@@ -174,8 +174,8 @@ class Acceptance(abc.ABC):
             if self.loop is not None and not self.loop.is_closed() and (self.tasks or self.loop.is_running()):
                 message = (
                     f"{name_of(work)} was not accepted: this supervisor works on the event loop {_shown(self.loop)}, "
-                    f"and this is another one, {_shown(loop)}. Give each loop a supervisor of its own, or register on the "
-                    "first with `asyncio.run_coroutine_threadsafe`"
+                    f"and this is another one, {_shown(loop)}. Give each loop a supervisor of its own, or register on "
+                    "the first with `asyncio.run_coroutine_threadsafe`"
                 )
                 raise EventLoopError(message)
             self.bind(loop)

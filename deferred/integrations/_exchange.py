@@ -32,6 +32,10 @@ async def _websocket_is_over() -> Message:
     return {"type": "websocket.disconnect", "code": 1005}
 
 
+async def _drop(_message: Message) -> None:
+    pass  # the page that another answer was sent for
+
+
 async def _too_late(message: Message) -> None:
     text = f"the app has sent {message['type']!r} after its call had returned: the request is over"
     raise RuntimeError(text)
@@ -49,6 +53,7 @@ class Exchange(DeferredContext):
     _receive: Receive
     _send: Send
     _trailing: bool = False  # whether trailers follow the body
+    rejection: TaskRejectedError | None = None  # which the framework is about to answer with its page for errors
 
     async def receive(self) -> Message:
         """Receive for the app; note when the client is gone."""
@@ -68,8 +73,11 @@ class Exchange(DeferredContext):
             self._status = status = message.get("status")
             if "trailers" in message:
                 self._trailing = message["trailers"]
-            if status == _SERVER_ERROR and (error := exception()) and (rejection := rejection_in(error)):
-                self._send, self._trailing = Kept(self._send, rejection), True
+            if status == _SERVER_ERROR:
+                if self.rejection is not None:
+                    return self._overrule(self.rejection)
+                if (error := exception()) and (rejection := rejection_in(error)):
+                    self._send, self._trailing = Kept(self._send, rejection), True
             return self._send(message)
         return self._send_last(message) if self._is_last(kind, message) else self._send(message)
 
@@ -142,6 +150,12 @@ class Exchange(DeferredContext):
                 else:
                     await self.send(message)
         return raised
+
+    async def _overrule(self, rejection: TaskRejectedError) -> None:
+        """Send 503 in place of the page that has begun, and drop the rest of that."""
+        self.rejection, self._trailing = None, False
+        await self._refuse(rejection)
+        self._send = _drop
 
     async def _refuse(self, rejection: TaskRejectedError) -> None:
         headers = [

@@ -9,11 +9,11 @@ __all__ = ["OVERLOADED", "rejection_in", "retry_after"]
 OVERLOADED = "the service is overloaded, try again later"
 
 
-def rejection_in(error: BaseException) -> TaskRejectedError | None:
+def rejection_in(error: BaseException | None) -> TaskRejectedError | None:
     """Return the rejection that ended a handler: `error` itself, or all there is in a group of errors.
 
     Args:
-        error: What the handler raised; a task group raises an ``ExceptionGroup``. With any
+        error: What the handler raised, if it did; a task group raises an ``ExceptionGroup``. With any
             other error in it, the group is no rejection.
     """
     if isinstance(error, BaseExceptionGroup):

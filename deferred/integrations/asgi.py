@@ -19,6 +19,7 @@ from deferred.exceptions import NoCurrentContextError
 from deferred.integrations._exchange import ASGIApp, Kept, Message, Receive, Scope, Send, make_exchange
 from deferred.integrations._hosts import WaitUntil, find_host
 from deferred.integrations._lifespan import Lifespan
+from deferred.integrations._uncaught import listen
 
 __all__ = ["ASGIApp", "DeferredMiddleware", "Message", "Receive", "Scope", "Send", "deferred_from"]
 
@@ -98,6 +99,7 @@ class DeferredMiddleware:
         self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
         self._given = supervisor is not None
         self._launcher = self.supervisor._launcher
+        listen()
         self._host = find_host(wait_until) if lifetime == "app" else None
         self._stays = lifetime == "request" or self._host is not None
         if self._stays:

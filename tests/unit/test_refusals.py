@@ -136,7 +136,8 @@ REFUSALS = {
         lambda: Supervisor(retry=Retry),
         TypeError,
         (
-            "retry must be a Retry(on=...), a retry object of stamina or tenacity, or None, not <class 'deferred._retry.Retry'>"
+            "retry must be a Retry(on=...), a retry object of stamina or tenacity, or None, "
+            "not <class 'deferred._retry.Retry'>"
         ),
     ),
     "max_serving": (lambda: Supervisor(max_serving=0), ValueError, "max_serving must be 1 or more, not 0"),
