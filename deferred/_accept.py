@@ -282,6 +282,8 @@ class Acceptance(abc.ABC):
             return None
         if not context.closed and context.pending and len(context._waiting or ()) >= context.pending:
             return None  # all of them wait for the handler that would wait for them: it is refused
+        if context is not self._ambient and context._after_end > self.max_per_context:
+            return None  # what has ended gets no room again: it is refused
         room: Future[None] = asyncio.get_running_loop().create_future()
         self._rooms.append(room)
         self.calm = False

@@ -11,6 +11,7 @@ from deferred import (
     Outcome,
     Supervisor,
     TaskDiscarded,
+    TaskRejectedError,
     TaskStarted,
     TaskState,
     current_context,
@@ -53,6 +54,26 @@ class TestLimits:
             assert {task.state for task in held} == {TaskState.RUNNING}
             gate.set()
 
+    @pytest.mark.looptime
+    async def test_no_room_comes_once_all_that_may_follow_has(self):
+        """S10: a task that has used up what its ended context may still register is refused, and does not wait."""
+        refused = []
+
+        async def grow():
+            for _ in range(4):
+                try:
+                    await current_context().run(fine)
+                except TaskRejectedError as error:
+                    refused.append(str(error))
+
+        async with Supervisor(max_per_context=2, overflow="wait") as supervisor:
+            with supervisor.context() as ctx:
+                handle = ctx.defer(grow)
+            await ctx.drained()
+        assert handle.state is TaskState.SUCCEEDED
+        assert len(refused) == 2
+        assert all("its context has ended and its tasks have registered 2 more" in text for text in refused)
+
     @pytest.mark.parametrize("kind", ["plain", "dressed"])
     async def test_many_slots_that_come_free_at_once(self, kind):
         """Those who wait for slots are started a batch a turn, all of them."""
@@ -90,6 +111,75 @@ class TestLimits:
             gates[4].set()
             await ctx.drained()
         assert {handle.state for handle in handles} == {TaskState.SUCCEEDED}
+
+    @pytest.mark.parametrize("running", [1, 3])
+    async def test_no_more_run_than_may(self, running):
+        """S10: whenever a slot comes free one task takes it, and never another one beside."""
+        most = []
+
+        async def work():
+            most.append(supervisor.stats().running)
+            await asyncio.sleep(0)
+            most.append(supervisor.stats().running)
+
+        async with Supervisor(max_running=running) as supervisor:
+            with supervisor.context() as ctx:
+                for _ in range(10):
+                    ctx.defer(work)
+            await ctx.drained()
+        assert max(most) == running
+        assert len(most) == 20
+
+    async def test_whose_name_is_free_again_goes_first(self):
+        """S10: a task that was passed over for its name's limit goes before those of its context that came later."""
+        gates, order = {name: asyncio.Event() for name in ("first", "free")}, []
+
+        async def work(name):
+            order.append(name)
+            if name in gates:
+                await gates[name].wait()
+
+        async with Supervisor(max_running=2, limits={"slow": Limit(running=1)}) as supervisor:
+            with supervisor.context() as ctx:
+                slow = ctx.with_options(name="slow")
+                slow.defer(work, "first")
+                slow.defer(work, "second")
+                ctx.defer(work, "free")
+                for number in range(3):
+                    ctx.defer(work, number)
+            while len(order) < 2:
+                await asyncio.sleep(0)
+            gates["first"].set()
+            await asyncio.sleep(0)
+            gates["free"].set()
+            await ctx.drained()
+        assert order == ["first", "free", "second", 0, 1, 2]
+
+    async def test_the_name_of_a_cancelled_task_is_free_for_the_next(self):
+        """S10: a task that is cancelled as its turn has come leaves its turn to the next of its name."""
+        order = []
+
+        async def work(name, gate=None):
+            order.append(name)
+            if gate is not None:
+                await gate.wait()
+
+        async with Supervisor(max_running=2, limits={"slow": Limit(running=1)}) as supervisor:
+            gate, other = asyncio.Event(), asyncio.Event()
+            with supervisor.context() as ctx:
+                slow = ctx.with_options(name="slow")
+                slow.defer(work, "first", gate)
+                passed_over = [slow.defer(work, name) for name in ("second", "third")]
+                ctx.defer(work, "free", other)
+            while len(order) < 2:
+                await asyncio.sleep(0)
+            gate.set()
+            await asyncio.sleep(0)
+            assert supervisor.stats().succeeded == 1
+            assert passed_over[0].cancel()
+            await passed_over[1]
+            other.set()
+        assert order == ["first", "free", "third"]
 
     async def test_settled_tasks_leave_the_queues(self):
         """Of many tasks that are cancelled while they wait, those that are left keep their turn."""
