@@ -3,12 +3,18 @@
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 LONG = os.environ.get("LONG_PROOFS", "") not in {"", "0"}
-COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
+# `make mutation` only has to know that something is wrong.
+PHASES = [Phase.generate] if os.environ.get("MUTATION") else list(Phase)
+COMMON = {
+    "phases": PHASES,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much],
+}
 
-settings.register_profile("short", max_examples=150, stateful_step_count=30, **COMMON)
+settings.register_profile("short", max_examples=200, stateful_step_count=40, **COMMON)
 settings.register_profile("long", max_examples=5000, stateful_step_count=80, **COMMON)
 
 

@@ -1,8 +1,11 @@
 """The supervisor as a machine: whatever is done to it, in any order, the accounts agree."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
+import threading
+from contextlib import asynccontextmanager
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,13 +19,17 @@ from deferred import (
     Outcome,
     Retry,
     Supervisor,
+    SupervisorClosedError,
+    TaskDeferred,
+    TaskDiscarded,
     TaskFailed,
     TaskRejected,
     TaskRejectedError,
+    TaskRetrying,
     TaskState,
     TaskSucceeded,
 )
-from tests.faults.support import BareError, BoomError, Told, nothing_left
+from tests.faults.support import BareError, BoomError, Told, ended, nothing_left
 from tests.proof.clock import VirtualLoop
 from tests.proof.conftest import LONG
 
@@ -34,10 +41,11 @@ RETRY = Retry(on=ConnectionError, wait_initial=1, wait_max=4, attempts=3)
 class Work:
     """A piece of work that the machine holds by the hand."""
 
-    def __init__(self, *, error, early, ignores, children):
+    def __init__(self, *, error, early, ignores, children, steps):
         self.gate = asyncio.Event()
         self.error = error
-        self.early, self.ignores, self.children = early, ignores, children
+        self.early, self.ignores = early, ignores
+        self.children, self.steps = children, steps
         self.running = 0
 
     async def __call__(self, ctx):
@@ -46,6 +54,9 @@ class Work:
         for _ in range(self.children):
             with contextlib.suppress(TaskRejectedError, ContextClosedError):
                 ctx.defer(asyncio.sleep, 0.5)
+        for _ in range(self.steps):
+            with contextlib.suppress(TaskRejectedError, ContextClosedError):
+                await ctx.run(asyncio.sleep, 0.5)
         while not self.early and not self.gate.is_set():
             try:
                 await self.gate.wait()
@@ -55,6 +66,52 @@ class Work:
                 self.ignores -= 1
         if self.error is not None:
             raise self.error
+
+
+async def layer(task, call_next):
+    """Be a middleware that waits on both sides."""
+    await asyncio.sleep(0)
+    try:
+        return await call_next()
+    finally:
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def scope():
+    """Be a scope that waits on both sides."""
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        await asyncio.sleep(0)
+
+
+def broken(event):
+    """Be a hook that fails at everything."""
+    raise BareError
+
+
+class AtOnce(concurrent.futures.Executor):
+    """An executor without threads: whoever submits waits."""
+
+    def submit(self, func, /, *args, **kwargs):
+        """Call it."""
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(func(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  # whoever submitted it gets it
+            future.set_exception(error)
+        return future
+
+
+def fails(error):
+    """Be a plain function; one that raises what is no `Exception` would end its thread."""
+    if error is not None:
+        raise BoomError
+
+
+REFUSALS = (TaskRejectedError, ContextClosedError, SupervisorClosedError)
 
 
 class Machine(RuleBasedStateMachine):
@@ -68,29 +125,34 @@ class Machine(RuleBasedStateMachine):
         target=contexts,
         max_running=st.sampled_from([1, 2, 1000]),
         max_pending=st.sampled_from([3, 10_000]),
-        overflow=st.sampled_from(["reject", "discard"]),
+        max_per_context=st.sampled_from([2, 1000]),
+        overflow=st.sampled_from(["reject", "discard", "wait"]),
         limited=st.booleans(),
         retry=st.booleans(),
+        scoped=st.booleans(),
+        noisy=st.booleans(),
     )
-    def begin(self, max_running, max_pending, overflow, limited, retry):
+    def begin(self, overflow, limited, retry, scoped, noisy, **limits):
         """Open a supervisor."""
         logging.getLogger("deferred").disabled = True
         self.loop = VirtualLoop()
         self.loose = []
         self.loop.set_exception_handler(lambda loop, context: self.loose.append(context))
-        self.told = Told()
-        self.overflow, self.max_pending = overflow, max_pending
+        self.told, self.errors = Told(), Told()
+        self.overflow = overflow
         self.supervisor = Supervisor(
-            max_running=max_running,
-            max_pending=max_pending,
             overflow=overflow,
             limits={"limited": Limit(running=1, pending=2)} if limited else None,
             retry=RETRY if retry else None,
-            hooks=[self.told],
+            task_scope=scope if scoped else None,
+            hooks=[broken, self.told] if noisy else [self.told],
+            on_error=self.errors,
+            offload=AtOnce(),
             drain_timeout=10,
             cancel_grace=1,
+            **limits,
         )
-        self.scopes, self.handles, self.works = {}, [], []
+        self.scopes, self.handles, self.works, self.waiting = {}, [], [], []
         self.do(self.supervisor.open)
         return self.open_context()
 
@@ -123,41 +185,89 @@ class Machine(RuleBasedStateMachine):
     @rule(
         target=tasks,
         ctx=contexts,
-        way=st.sampled_from(["defer", "wait_until", "run"]),
+        way=st.sampled_from(["defer", "wait_until", "run", "thread", "function"]),
         execution=st.sampled_from([None, *(each for each in Execution if each is not Execution.DURABLE)]),
         name=st.sampled_from(["free", "limited"]),
         early=st.booleans(),
         error=ENDS,
         ignores=st.integers(0, 3),
         children=st.integers(0, 2),
+        steps=st.integers(0, 2),
         count=st.integers(1, 4),
         timeout=st.sampled_from([None, 3]),
+        layers=st.integers(0, 2),
+        when=st.sampled_from(["always", "success", "error"]),
     )  # what a rule draws
-    def register(self, ctx, way, execution, **options):
+    def register(self, ctx, way, execution, *, count, early, name, timeout, layers, when, **options):
         """Hand over a piece of work, whatever becomes of that."""
-        name, timeout = options.pop("name"), options.pop("timeout")
-        count, early = options.pop("count"), options.pop("early") or execution is Execution.SEQUENTIAL
+        early = early or execution is Execution.SEQUENTIAL
         ctx.route = execution
-        view = ctx.with_options(name=name, timeout=timeout)
+        view = ctx.with_options(name=name, timeout=timeout, middleware=[layer] * layers)
+        if way != "wait_until":  # which starts before the outcome is known
+            view = view.with_options(when=when)
         items = []
         if execution is Execution.SEQUENTIAL:
-            options["error"] = None  # it would be the caller's
+            options |= {"error": None, "steps": 0}  # it would be the caller's, who would wait
         for _ in range(count):
             work = Work(early=early, **options)
             try:
                 handle = self.do(self.hand_over, view, way, work, ctx)
-            except (TaskRejectedError, ContextClosedError):
+            except REFUSALS:
                 continue
-            items.append((handle, work))
+            if handle is not None:
+                items.append((handle, work))
         self.handles += items
         self.works += [work for _, work in items]
         return multiple(*items)
 
-    def hand_over(self, view, way, work, ctx):
-        """Register it, in this way."""
-        if way == "defer":
-            return view.defer(work, ctx)
-        return view.wait_until(work(ctx)) if way == "wait_until" else view.run(work, ctx)
+    @rule(target=tasks, ctx=contexts, count=st.integers(3, 6), name=st.sampled_from(["free", "limited"]))
+    def crowd(self, ctx, count, name):
+        """Fill a unit of work with steps that do not end by themselves."""
+        rest = {"error": None, "ignores": 0, "children": 0, "steps": 0, "timeout": None, "layers": 0, "when": "always"}
+        return self.register(ctx, "run", Execution.CONCURRENT, count=count, early=False, name=name, **rest)
+
+    async def hand_over(self, view, way, work, ctx):
+        """Register it, in this way; None where that has to wait for room."""
+        match way:
+            case "wait_until":
+                return view.wait_until(work(ctx))
+            case "function":
+                return view.defer(fails, work.error)
+            case "thread":
+                return await self.in_a_thread(view, work, ctx)
+            case "defer":
+                return view.defer(work, ctx)
+        return await self.in_a_handler(view, work, ctx)
+
+    async def in_a_handler(self, view, work, ctx):
+        """Run it as a step; None where that has to wait for room."""
+        if ctx.route is Execution.SEQUENTIAL:
+            return await view.run(work, ctx)
+        handing = asyncio.ensure_future(view.run(work, ctx))
+        await asyncio.sleep(0)
+        if handing.done():
+            return handing.result()
+        self.works.append(work)
+        self.waiting.append(handing)
+        return None
+
+    async def in_a_thread(self, view, work, ctx):
+        """Register it in a thread, and let it arrive."""
+        found = []
+
+        def register():
+            try:
+                found.append(view.defer(work, ctx))
+            except REFUSALS as error:
+                found.append(error)
+
+        thread = threading.Thread(target=register)
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
 
     @rule(items=st.lists(tasks, min_size=1, max_size=4), error=ENDS, turns=st.integers(0, 5))
     def finish(self, items, error, turns):
@@ -171,6 +281,20 @@ class Machine(RuleBasedStateMachine):
         """Cancel by the handle."""
         over, asked = self.do(lambda: (item[0].done(), item[0].cancel()), turns=turns)
         assert asked is not over
+
+    @rule(ctx=contexts, status=st.sampled_from([None, 200, 500]), decided=st.booleans(), turns=st.integers(0, 5))
+    def close_context(self, ctx, status, decided, turns):
+        """Have the response of a unit of work out, or its client gone."""
+        if ctx.id in self.scopes:
+            ctx.status = status
+            self.do(lambda: ctx.close(decided=decided), turns=turns)
+
+    @rule(items=st.lists(st.integers(0, 50), max_size=3), turns=st.integers(0, 2))
+    def give_up_waiting(self, items, turns):
+        """Cancel handlers that wait for room."""
+        for number in items:
+            if number < len(self.waiting):
+                self.do(self.waiting[number].cancel, turns=turns)
 
     @rule(ctx=contexts, error=st.sampled_from([None, BoomError()]), turns=st.integers(0, 5))
     def end_context(self, ctx, error, turns):
@@ -226,7 +350,24 @@ class Machine(RuleBasedStateMachine):
         assert stats.failed == len(self.told.of(TaskFailed))
         ends = [event.task for event in (*outcomes, *succeeded)]
         assert len(set(map(id, ends))) == len(ends)
-        assert len(self.told.of(TaskRejected)) == 0 or self.overflow == "reject"
+        assert not self.told.of(TaskRejected) or self.overflow != "discard"
+        overflowed = [event for event in self.told.of(TaskDiscarded) if event.outcome is Outcome.DISCARDED_BY_OVERFLOW]
+        assert not overflowed or self.overflow == "discard"
+        accepted = len(self.told.of(TaskDeferred))
+        assert accepted == ended(self.supervisor) - len(overflowed) + stats.pending + stats.running
+        assert [event.task for event in self.errors.seen] == [event.task for event in self.told.of(TaskFailed)]
+
+    @invariant()
+    def attempts_are_told(self):
+        """Each further attempt was announced, and there are no more than the policy allows."""
+        retried = {id(handle): 0 for handle, _ in self.handles}
+        for event in self.told.of(TaskRetrying):
+            if id(event.task) in retried:
+                retried[id(event.task)] += 1
+        for handle, _ in self.handles:
+            assert handle.attempts <= RETRY.attempts
+            # One more than there were attempts, if a drain has cut the wait short.
+            assert max(0, handle.attempts - 1) <= retried[id(handle)] <= handle.attempts
 
     @invariant()
     def every_handle_is_told_once(self):
@@ -249,6 +390,11 @@ class Machine(RuleBasedStateMachine):
             self.do(self.supervisor.close)
             assert nothing_left(self.supervisor)
             assert all(handle.done() for handle, _ in self.handles)
+            self.do(asyncio.sleep, 0)
+            assert all(handing.done() for handing in self.waiting)
+            errors = [handing.exception() for handing in self.waiting if not handing.cancelled()]
+            assert all(isinstance(error, (type(None), *REFUSALS)) for error in errors)
+            self.the_accounts_agree()
             stats = self.supervisor.stats()
             assert (stats.pending, stats.running) == (0, 0)
             for named in self.supervisor._launcher.slots._named.values():
