@@ -182,7 +182,7 @@ coverage: $(VENV)/.dev-stamp ## measure the branches of the core and of its test
 .PHONY: mutation
 mutation: $(VENV)/.dev-stamp ## change the core bit by bit and see that a test notices (ARGS="_retry --sample 50")
 	@$(PIP) install --group mutation
-	@exec nice -n 10 $(PY) tests/mutate.py $(ARGS)
+	@exec nice -n 19 $(PY) tests/mutate.py $(ARGS)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev-stamp ## kill workers and databases for minutes; build/chaos.md says what came of it
