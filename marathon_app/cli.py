@@ -16,12 +16,12 @@ from typing import Final
 import uvicorn
 from litestar import Litestar
 
-from marathon_app.database import DatabaseUnavailableError, probe
-from marathon_app.restarting import inherited, keep_running
-from marathon_app.settings import Settings, SettingsError, load_settings
+from marathon_app.database import DatabaseUnavailableError
+from marathon_app.restarting import BACKLOG, MAILBOX, follow_parent, inherited, keep_running, listen
+from marathon_app.settings import PostgresServer, Settings, SettingsError, load_settings
+from marathon_app.sqlite import probe
 
 GRACEFUL_TIMEOUT: Final = 10  # seconds a request may still take once a signal came
-BACKLOG: Final = 2048  # connections the kernel holds while the loop is busy
 
 DRAIN_TIMEOUT: Final = "DEFERRED_DRAIN_TIMEOUT"  # the supervisor's own setting
 
@@ -37,25 +37,29 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    if sys.argv[1:2] == ["compare"]:
-        # Only now, as the server needs neither an HTTP client nor tables.
-        code: int = importlib.import_module("marathon_app.compare").main(sys.argv[2:])
+    if sys.argv[1:2] in (["compare"], ["together"]):
+        # Only now, as the server needs neither an HTTP client nor tables, nor a PostgreSQL.
+        code: int = importlib.import_module(f"marathon_app.{sys.argv[1]}").main(sys.argv[2:])
         return code
+    follow_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
     listener = inherited(sys.argv)
     try:
         settings = load_settings()
-        _check_database(settings.database_path)
+        _check_database(settings.database)
         is_parent = settings.demo_restart and listener is None
         app = None if is_parent else _load_app()
     except SettingsError as error:
         return _complain(str(error), 2)
     try:
-        listener = listener or _listen(settings.host, settings.port)
+        listener = listener or listen(settings.host, settings.port)
     except OSError as error:
         mend = "MARATHON_PORT chooses another port (0: a free one), MARATHON_HOST another address."
         return _complain(f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. {mend}", 1)
-    return keep_running(listener) if app is None else _serve(app, settings, listener)
+    if app is None:
+        return keep_running(listener)
+    app.state.mailbox.listener = inherited(sys.argv, MAILBOX)
+    return _serve(app, settings, listener)
 
 
 class Server(uvicorn.Server):
@@ -123,19 +127,14 @@ def _load_app() -> Litestar:
     return app
 
 
-def _check_database(path: Path) -> None:
+def _check_database(path: Path | PostgresServer) -> None:
+    if isinstance(path, PostgresServer):
+        return  # one that is down now may be up in a moment: the app serves, and says so
     try:
         probe(path)
     except DatabaseUnavailableError as error:
         fault = f"{path}: {error}; give a file that can be written, such as sqlite:///var/marathon.db"
         raise SettingsError({"MARATHON_DATABASE_URL": fault}) from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Open the socket here, so that a port in use is one line and not a log."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
 def _welcome(listener: socket.socket, settings: Settings) -> str:

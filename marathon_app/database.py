@@ -1,43 +1,25 @@
-"""One SQLite file behind `databases`: one writer, one reader, nothing leaked.
+"""What the app asks of its database, whichever it is, and what may go wrong.
 
-`databases` is required and usable if wrapped; what this wrapper mends:
-
-- Left alone it opens a connection, and a thread, for every query. Here two connections are held
-  open as long as the app runs: one writes, one reads.
-- Its transactions are `BEGIN DEFERRED`, belong to the current task, and leak their connection when
-  cancelled. Here `write` takes a turn (one writer at a time, so no transaction ever meets
-  another), says `BEGIN IMMEDIATE` itself, and runs in a task of its own: whoever waits for it may
-  be cancelled at any point, the transaction still ends, one way or the other.
-- After a failed COMMIT its later writes report success and are lost. Here a connection that could
-  not be rolled back is closed, and the next write opens another.
-- Its `?timeout=` becomes part of the file's name. Here the path is a path.
-
-The file is in WAL mode (readers never wait for the writer) with `synchronous=FULL`: what was
-answered 201 survives a power cut.
+`marathon_app.sqlite` and `marathon_app.postgresql` are the two that there are. Both are on the
+`databases` package, which is required and usable if wrapped: its transactions belong to the current
+task, and leak their connection when that is cancelled or when a COMMIT fails. So nobody is handed a
+transaction here. Who wants one says what is to happen in it; that runs in a task of its own, which
+nobody cancels, and ends one way or the other.
 """
 
 import asyncio
-import logging
-import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import closing
-from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, cast
-from urllib.parse import quote
-
-import aiosqlite
-import databases
-
-logger = logging.getLogger(__name__)
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT: Final = 5.0  # seconds another process may hold the file's lock
+BUSY_TIMEOUT: Final = 5.0  # seconds to wait for a turn, and for locks that others hold
 MAX_WAITING: Final = 2_000  # writes; about four seconds of them on an ordinary disk
 CLOSE_TIMEOUT: Final = 10.0  # seconds a write that has begun has to end when the app closes
 
-_WRITER: Final = ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA foreign_keys=ON")
-_READER: Final = ("PRAGMA query_only=ON",)
+_inside: ContextVar[bool] = ContextVar("inside a write", default=False)
 
 
 class DatabaseBusyError(RuntimeError):
@@ -45,7 +27,7 @@ class DatabaseBusyError(RuntimeError):
 
 
 class DatabaseUnavailableError(RuntimeError):
-    """The file cannot be opened, or is not the one that was opened."""
+    """The database cannot be opened, went away, or is not the one that was opened."""
 
 
 class Row(Protocol):
@@ -65,227 +47,148 @@ class Connection(Protocol):
         """Run a query and return its rows."""
 
     @property
-    def raw_connection(self) -> aiosqlite.Connection:
+    def raw_connection(self) -> Any:  # noqa: ANN401 - aiosqlite's or asyncpg's
         """The driver's connection, for whoever must join the open transaction."""
 
 
-class Database:
+Work = Callable[[Connection], Awaitable[T]]
+
+
+class Database(Protocol):
     """The app's database. It lives as long as the app; no connection outlives `close`."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        schema: Iterable[str] = (),
-        busy_timeout: float = BUSY_TIMEOUT,
-        max_waiting: int = MAX_WAITING,
-    ) -> None:
-        """Prepare the database; nothing is opened yet.
-
-        Args:
-            path: The file. It and its folder are made when they are not there.
-            schema: Statements that may be run any number of times, run whenever the file is opened.
-            busy_timeout: Seconds to wait for a turn, and for other processes' locks.
-            max_waiting: How many writes may wait for their turn.
-        """
-        self.path = path.absolute()
-        self._schema = tuple(schema)
-        self._busy_timeout = busy_timeout
-        self._max_waiting = max_waiting
-        self._waiting = 0
-        self._turn = asyncio.Lock()
-        self._opening = asyncio.Lock()
-        self._writer: databases.core.Connection | None = None
-        self._reader: databases.core.Connection | None = None
-        self._inode = 0
-        self._database = databases.Database(f"sqlite:///{quote(str(self.path))}", timeout=busy_timeout)
+    @property
+    def dialect(self) -> Literal["sqlite", "postgresql"]:
+        """Whose SQL it understands."""
 
     async def open(self) -> None:
-        """Open both connections and make the tables.
+        """Connect, and make the tables.
 
         Raises:
-            DatabaseUnavailableError: The file cannot be opened; a later write or read tries again.
+            DatabaseUnavailableError: It cannot be opened; a later write or read tries again.
         """
-        await self._connections()
 
     async def close(self) -> None:
-        """Let a write that has begun end, then close both connections."""
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._turn.acquire()
-        except TimeoutError:
-            logger.error("A write did not end within %s s; closing the database", CLOSE_TIMEOUT)  # noqa: TRY400 - no traceback is of use
-        else:
-            self._turn.release()
-        writer, reader = self._writer, self._reader
-        self._writer = self._reader = None
-        for connection in (reader, writer):
-            if connection is not None:
-                await asyncio.shield(asyncio.create_task(_release(connection)))
+        """Let a write that has begun end, then close every connection."""
 
-    async def write(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run `work` in a transaction of its own, the only one at its time.
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction of its own.
 
         It is committed when `work` returns and rolled back when it raises. Cancelled while it
         waits for its turn, nothing happens; cancelled later, the transaction ends all the same.
 
         Args:
-            work: Called once with the connection. It must do nothing but queries.
+            work: Called with the connection; again where the database took it back whole because
+                others were in the way. It must do nothing but queries on that connection.
 
         Raises:
-            DatabaseBusyError: Too many wait, the turn did not come, or another process has the lock.
-            DatabaseUnavailableError: The file cannot be opened.
+            DatabaseBusyError: Nothing was written: too many wait, the turn did not come, or others
+                have the locks.
+            DatabaseUnavailableError: The database is away; the message says what became of the write.
         """
-        await self._take_turn()
-        transaction = asyncio.create_task(self._transact(work))
-        transaction.add_done_callback(lambda _: self._turn.release())
-        return await asyncio.shield(transaction)
 
     async def fetch_one(self, query: str, values: dict[str, Any] | None = None) -> Row | None:
-        """Read one row of what is committed.
+        """Read one row of what is committed. It never waits for a write, so a write may wait for it.
 
         Raises:
-            DatabaseUnavailableError: The file cannot be opened.
+            DatabaseUnavailableError: The database is away.
         """
-        _, reader = await self._connections()
-        return cast("Row | None", await reader.fetch_one(query, values))
 
-    async def check(self, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - one time for two waits
+    async def check(self, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - one time for several waits
         """See whether the database answers.
 
         Args:
             timeout: Seconds it may take.
 
         Raises:
-            DatabaseUnavailableError: It does not; the message says why and names no path.
+            DatabaseUnavailableError: It does not; the message says why and names no path, and no host.
+        """
+
+
+class Turns:
+    """Who may have one of a few connections now. It lives as long as its database."""
+
+    def __init__(self, places: int, *, patience: float, max_waiting: int = MAX_WAITING) -> None:
+        """Let nobody wait yet.
+
+        Args:
+            places: How many have a turn at a time.
+            patience: Seconds to wait for one.
+            max_waiting: How many may wait.
+        """
+        self._number = places
+        self._places = asyncio.Semaphore(places)
+        self._patience = patience
+        self._max_waiting = max_waiting
+        self._waiting = 0
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for a turn, then run `work` in a task of its own, which ends though its caller is cancelled.
+
+        Raises:
+            DatabaseBusyError: The turn did not come; `work` was not begun.
         """
         try:
-            async with asyncio.timeout(timeout):
-                await self._connections()
-                if await asyncio.to_thread(_inode, self.path) != self._inode:
-                    message = "the database file was removed or replaced while the app was running"
-                    raise DatabaseUnavailableError(message)
-                await self.fetch_one("SELECT count(*) FROM sqlite_schema")
-        except TimeoutError:
-            message = f"the database did not answer within {timeout:g} s"
-            raise DatabaseUnavailableError(message) from None
-        except sqlite3.Error as error:
-            message = f"the database answered with {type(error).__name__}"
-            raise DatabaseUnavailableError(message) from error
+            await self._take()
+        except BaseException:
+            work.close()
+            raise
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._over)
+        return await asyncio.shield(task)
 
-    async def _take_turn(self) -> None:
+    async def ended(self, timeout: float) -> bool:  # noqa: ASYNC109 - it returns, and raises nothing
+        """Wait for all that have a turn or wait for one, at most `timeout` seconds; say whether they have ended."""
+        taken = 0
+        try:
+            async with asyncio.timeout(timeout):
+                while taken < self._number:
+                    await self._places.acquire()  # in the order of the queue
+                    taken += 1
+        except TimeoutError:
+            return False
+        finally:
+            for _ in range(taken):
+                self._places.release()
+        return True
+
+    async def _take(self) -> None:
         if self._waiting >= self._max_waiting:
             message = f"{self._waiting} writes are waiting already"
             raise DatabaseBusyError(message)
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._busy_timeout):
-                await self._turn.acquire()
+            async with asyncio.timeout(self._patience):
+                await self._places.acquire()
         except TimeoutError:
-            message = f"the database was busy for {self._busy_timeout:g} s"
+            message = f"the database was busy for {self._patience:g} s"
             raise DatabaseBusyError(message) from None
         finally:
             self._waiting -= 1
 
-    async def _transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        writer, _ = await self._connections()
-        raw = cast("aiosqlite.Connection", writer.raw_connection)
-        try:
-            await raw.execute_fetchall("BEGIN IMMEDIATE")
-            result = await work(cast("Connection", writer))
-            await raw.execute_fetchall("COMMIT")
-        except BaseException as error:
-            await self._take_back(writer)
-            if _is_busy(error):
-                message = "another process holds the database's lock"
-                raise DatabaseBusyError(message) from error
-            raise
-        return result
-
-    async def _take_back(self, connection: databases.core.Connection) -> None:
-        raw = cast("aiosqlite.Connection", connection.raw_connection)
-        try:
-            if raw.in_transaction:
-                await raw.execute_fetchall("ROLLBACK")
-        except Exception:
-            logger.exception("A transaction could not be rolled back; its connection is closed")
-            self._writer = None
-            await _release(connection)
-
-    async def _connections(self) -> tuple[databases.core.Connection, databases.core.Connection]:
-        """Return the writer and the reader, opened first where they are not open."""
-        if self._writer is not None and self._reader is not None:
-            return self._writer, self._reader
-        async with self._opening:
-            try:
-                if self._writer is None:
-                    await asyncio.to_thread(_make_folder, self.path.parent)
-                    self._writer = await self._acquire((*_WRITER, *self._schema))
-                    self._inode = await asyncio.to_thread(_inode, self.path)
-                if self._reader is None:
-                    self._reader = await self._acquire(_READER)
-            except (sqlite3.Error, OSError) as error:
-                raise _unavailable(error) from error
-            return self._writer, self._reader
-
-    async def _acquire(self, statements: Iterable[str]) -> databases.core.Connection:
-        # In a task of its own, which `databases` takes for the connection's owner: no other task
-        # is ever handed this connection by `databases` itself.
-        return await asyncio.shield(asyncio.create_task(self._acquire_here(statements)))
-
-    async def _acquire_here(self, statements: Iterable[str]) -> databases.core.Connection:
-        connection = self._database.connection()
-        await connection.__aenter__()
-        try:
-            for statement in statements:
-                await connection.raw_connection.execute_fetchall(statement)
-        except BaseException:
-            await _release(connection)
-            raise
-        return connection
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        self._places.release()
 
 
-def probe(path: Path) -> None:
-    """See, without waiting, whether a file can be this app's database; it blocks for a moment.
-
-    A file that another process has locked can.
+def refuse_nested() -> None:
+    """Refuse a write inside a write, which would wait for the turn that it holds itself.
 
     Raises:
-        DatabaseUnavailableError: It cannot; the message says why and names no path.
+        RuntimeError: This is inside the work of another write.
     """
+    if _inside.get():
+        message = "a write inside a write would wait for itself: use the connection that the outer one was given"
+        raise RuntimeError(message)
+
+
+@contextmanager
+def inside() -> Iterator[None]:
+    """Mark what runs here as the work of a write."""
+    token = _inside.set(True)
     try:
-        _make_folder(path.absolute().parent)
-        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-    except (sqlite3.Error, OSError) as error:
-        if not _is_busy(error):
-            raise _unavailable(error) from error
-
-
-async def _release(connection: databases.core.Connection) -> None:
-    await connection.__aexit__()
-
-
-def _unavailable(error: sqlite3.Error | OSError) -> DatabaseUnavailableError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return DatabaseUnavailableError(f"the database cannot be opened: {reason}")
-
-
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _inode(path: Path) -> int:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return 0
-
-
-def _is_busy(error: BaseException) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
-    return isinstance(error, sqlite3.OperationalError) and code in {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-    }
+        yield
+    finally:
+        _inside.reset(token)

@@ -10,25 +10,40 @@ from marathon_app.batches import Batches
 from marathon_app.database import Connection, Database
 from marathon_app.models import Registration
 
-SCHEMA: Final = (
-    """
-    CREATE TABLE IF NOT EXISTS runners (
-        id INTEGER PRIMARY KEY,
-        first_name TEXT NOT NULL,
-        last_name TEXT NOT NULL,
-        email TEXT NOT NULL,
-        email_key TEXT NOT NULL UNIQUE,
-        address TEXT NOT NULL,
-        distance TEXT NOT NULL CHECK (distance IN ('10', 'half', 'full')),
-        registered_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-    ) STRICT
-    """,
-)
+_COLUMNS: Final = """
+    first_name TEXT NOT NULL,
+    last_name TEXT NOT NULL,
+    email TEXT NOT NULL,
+    email_key TEXT NOT NULL UNIQUE,
+    address TEXT NOT NULL,
+    distance TEXT NOT NULL CHECK (distance IN ('10', 'half', 'full')),
+"""
+SCHEMA: Final = {
+    "sqlite": (
+        f"""
+        CREATE TABLE IF NOT EXISTS runners (
+            id INTEGER PRIMARY KEY,
+            {_COLUMNS}
+            registered_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+        ) STRICT
+        """,
+    ),
+    "postgresql": (
+        f"""
+        CREATE TABLE IF NOT EXISTS runners (
+            id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            {_COLUMNS}
+            registered_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        )
+        """,
+    ),
+}
 
 # Who comes second finds nothing to do, in this batch or an earlier one: the constraint decides.
 # The rows travel as one parameter, so that a batch of any size is one statement. (`WHERE true` tells
 # SQLite that the ON after it belongs to the INSERT.)
-_INSERT: Final = """
+_INSERT: Final = {
+    "sqlite": """
     INSERT INTO runners (first_name, last_name, email, email_key, address, distance)
     SELECT json_extract(value, '$.first_name'), json_extract(value, '$.last_name'), json_extract(value, '$.email'),
         json_extract(value, '$.email_key'), json_extract(value, '$.address'), json_extract(value, '$.distance')
@@ -36,7 +51,17 @@ _INSERT: Final = """
     WHERE true
     ON CONFLICT (email_key) DO NOTHING
     RETURNING email_key
-"""
+""",
+    "postgresql": """
+    INSERT INTO runners (first_name, last_name, email, email_key, address, distance)
+    SELECT first_name, last_name, email, email_key, address, distance
+    FROM jsonb_to_recordset(CAST(CAST(:rows AS text) AS jsonb)) AS runner (
+        first_name text, last_name text, email text, email_key text, address text, distance text
+    )
+    ON CONFLICT (email_key) DO NOTHING
+    RETURNING email_key
+""",
+}
 _REMOVE: Final = "DELETE FROM runners WHERE email_key = :email_key"
 _COUNT: Final = "SELECT count(*) AS runners FROM runners"
 
@@ -59,6 +84,7 @@ class Registrations:
         """
         self._database = database
         self._delay = delay
+        self._sql = _INSERT[database.dialect]
         self._batches = Batches(self._insert_batch)
 
     async def insert(self, registration: Registration) -> Stored:
@@ -90,7 +116,7 @@ class Registrations:
         rows = msgspec.json.encode([registration]).decode()
 
         async def work(connection: Connection) -> Stored:
-            new = await connection.fetch_all(_INSERT, {"rows": rows})
+            new = await connection.fetch_all(self._sql, {"rows": rows})
             if new:
                 await then(connection)
             return Stored(new=bool(new))
@@ -114,7 +140,7 @@ class Registrations:
         """Return how many runners are registered.
 
         Raises:
-            DatabaseUnavailableError: The file cannot be opened.
+            DatabaseUnavailableError: The database is away.
         """
         row = await self._database.fetch_one(_COUNT)
         return int(row["runners"]) if row is not None else 0
@@ -123,7 +149,7 @@ class Registrations:
         rows = msgspec.json.encode(batch).decode()
 
         async def work(connection: Connection) -> set[str]:
-            return {row["email_key"] for row in await connection.fetch_all(_INSERT, {"rows": rows})}
+            return {row["email_key"] for row in await connection.fetch_all(self._sql, {"rows": rows})}
 
         new = await self._database.write(work)
         stored: list[Stored] = []

@@ -12,10 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Final
 
 LISTENER: Final = "--listener"  # the child's argument: the number of the socket it inherits
+MAILBOX: Final = "--mailbox"  # likewise, the socket of the embedded mail server
+FOLLOW: Final = "_MARATHON_FOLLOW"  # in a child's environment: end when the standard input does
+BACKLOG: Final = 2048  # connections the kernel holds while the loop is busy, or nobody runs
 QUICK: Final = 1.0  # seconds; who lives no longer is not started again at once
 
 
@@ -51,12 +55,24 @@ def keep_running(listener: socket.socket) -> int:
         time.sleep(max(0.0, QUICK - (time.monotonic() - started)))
 
 
-def inherited(arguments: list[str]) -> socket.socket | None:
+def inherited(arguments: list[str], name: str = LISTENER) -> socket.socket | None:
     """Return the socket that the parent handed over, or None where there is no such parent."""
-    if LISTENER not in arguments:
+    if name not in arguments:
         return None
-    threading.Thread(target=_die_with_parent, name="parent", daemon=True).start()
-    return socket.socket(fileno=int(arguments[arguments.index(LISTENER) + 1]))
+    return socket.socket(fileno=int(arguments[arguments.index(name) + 1]))
+
+
+def follow_parent(environ: Mapping[str, str] = os.environ) -> None:
+    """End this process when its parent has ended, if it was started by one that wants that."""
+    if FOLLOW in environ:
+        threading.Thread(target=_die_with_parent, name="parent", daemon=True).start()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a socket, so that a port in use is one line and not a log."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
 def _start(listener: socket.socket) -> subprocess.Popen[bytes]:
@@ -65,7 +81,7 @@ def _start(listener: socket.socket) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches the child once, through the parent. Its standard input
     # is a pipe that only the parent's end closes.
     return subprocess.Popen(  # noqa: S603 - our own command, and no shell
-        command, stdin=subprocess.PIPE, pass_fds=[descriptor], start_new_session=True
+        command, stdin=subprocess.PIPE, pass_fds=[descriptor], start_new_session=True, env={**os.environ, FOLLOW: "yes"}
     )
 
 

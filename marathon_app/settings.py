@@ -8,11 +8,14 @@ misspelt variable would otherwise be a setting silently ignored. Set to nothing 
 |---|---|---|
 | MARATHON_HOST | 127.0.0.1 | the address to listen on |
 | MARATHON_PORT | 8000 | the port; 0 takes a free one |
-| MARATHON_DATABASE_URL | sqlite:///var/marathon.db | three slashes: relative to the working directory |
+| MARATHON_DATABASE_URL | sqlite:///var/marathon.db | a file, relative to the working directory; or postgresql:// |
 | MARATHON_SMTP_URL | (embedded mailbox) | smtp://, smtps:// or smtp+starttls://, user:password@host:port |
 | MARATHON_MAIL_FROM | registration@marathon.example | the sender's address |
 | MARATHON_DEMO_DELAYS | (none) | insert=180,mail=350: milliseconds added, for the demonstration |
 | MARATHON_DEMO_RESTART | no | yes: start again when killed, for the demonstration |
+| MARATHON_SERVE | yes | no: a worker of its own sends the stored mails, not this process |
+| MARATHON_OUTBOX | beside the SQLite file | the file that keeps the embedded mailbox's mails through a kill |
+| MARATHON_POSTGRES | in the system's temporary folder | `make run-postgres` alone: the folder for its data |
 | MARATHON_RATE_LIMIT | 600 for peers that are not loopback | registrations a minute from one peer; 0 is off |
 """
 
@@ -20,7 +23,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 
@@ -64,6 +67,23 @@ class MailServer(msgspec.Struct, frozen=True, kw_only=True):
     __str__ = __repr__
 
 
+class PostgresServer(msgspec.Struct, frozen=True):
+    """Where the database is. Its `repr` never shows the password.
+
+    Attributes:
+        url: `postgresql://user:password@host/database`, with libpq's options.
+    """
+
+    url: str
+
+    def __repr__(self) -> str:
+        """Show everything but the credentials and the options."""
+        parts = urlsplit(self.url)
+        return f"PostgresServer({parts.netloc.rpartition('@')[2]}{parts.path})"
+
+    __str__ = __repr__
+
+
 class DemoDelays(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much longer the two steps take, in milliseconds; for the demonstration only."""
 
@@ -76,11 +96,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: int = 8000
-    database_path: Path = Path("var/marathon.db")
+    database: Path | PostgresServer = Path("var/marathon.db")  # a path: SQLite
     mail_server: MailServer | None = None  # None: the embedded mailbox
     mail_from: str = "registration@marathon.example"
     demo_delays: DemoDelays = DemoDelays()
     demo_restart: bool = False
+    serve: bool = True
+    postgres_folder: Path | None = None  # None: in the system's temporary folder
+    outbox: Path | None = None  # None: beside the SQLite file; with PostgreSQL, in memory alone
     rate_limit: int | None = None  # None: the default, from which loopback peers are exempt
 
 
@@ -129,14 +152,13 @@ def _read_port(text: str) -> int:
         raise ValueError(message) from None
 
 
-def _read_database_url(text: str) -> Path:
+def _read_database_url(text: str) -> Path | PostgresServer:
     try:
         parts = urlsplit(text)
     except ValueError:
         parts = SplitResult("", "", "", "", "")
     if parts.scheme.split("+")[0] in {"postgresql", "postgres"}:
-        message = "PostgreSQL is not supported yet; use sqlite:///path/to/file.db"
-        raise ValueError(message)
+        return _read_postgres_url(text, parts)
     if parts.scheme != "sqlite" or parts.netloc:
         message = "use sqlite:///path/to/file.db, or sqlite:////absolute/path/to/file.db"
         raise ValueError(message)
@@ -148,6 +170,27 @@ def _read_database_url(text: str) -> Path:
         message = "needs a file, which keeps the runners between runs; use sqlite:///var/marathon.db"
         raise ValueError(message)
     return Path(path)
+
+
+def _read_postgres_url(text: str, parts: SplitResult) -> PostgresServer:
+    try:
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        has_port = False
+    options = parse_qs(parts.query, keep_blank_values=True)
+    has_host = bool(parts.hostname) or "host" in options
+    if not has_port or not has_host or not parts.path.strip("/") or parts.fragment:
+        # The text may hold a password: it is never repeated.
+        message = "use postgresql://user:password@host:5432/database ('/', '?', '#' and '@' in a password are escaped)"
+        raise ValueError(message)
+    return PostgresServer(f"postgresql://{text.partition('://')[2]}")
+
+
+def _read_path(text: str) -> Path:
+    if "\x00" in text:
+        message = f"{text!r} is not a path; give one that can be written, such as var/outbox.jsonl"
+        raise ValueError(message)
+    return Path(text)
 
 
 def _read_smtp_url(text: str) -> MailServer:
@@ -199,7 +242,7 @@ def _read_demo_delays(text: str) -> DemoDelays:
         raise ValueError(message) from None
 
 
-def _read_demo_restart(text: str) -> bool:
+def _read_yes_or_no(text: str) -> bool:
     if text.lower() not in {"yes", "no"}:
         message = f"{text!r} is not understood; give yes or no"
         raise ValueError(message)
@@ -217,10 +260,13 @@ def _read_rate_limit(text: str) -> int:
 VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "MARATHON_HOST": ("host", _read_host),
     "MARATHON_PORT": ("port", _read_port),
-    "MARATHON_DATABASE_URL": ("database_path", _read_database_url),
+    "MARATHON_DATABASE_URL": ("database", _read_database_url),
     "MARATHON_SMTP_URL": ("mail_server", _read_smtp_url),
     "MARATHON_MAIL_FROM": ("mail_from", _read_mail_from),
     "MARATHON_DEMO_DELAYS": ("demo_delays", _read_demo_delays),
-    "MARATHON_DEMO_RESTART": ("demo_restart", _read_demo_restart),
+    "MARATHON_DEMO_RESTART": ("demo_restart", _read_yes_or_no),
+    "MARATHON_SERVE": ("serve", _read_yes_or_no),
+    "MARATHON_OUTBOX": ("outbox", _read_path),
+    "MARATHON_POSTGRES": ("postgres_folder", _read_path),
     "MARATHON_RATE_LIMIT": ("rate_limit", _read_rate_limit),
 }

@@ -29,7 +29,7 @@ def printed(table):
 async def test_counts_are_those_of_the_demo(tmp_path):
     """Each answer is counted once, each mail once, and all is done after the mail that came last."""
     delays = DemoDelays(insert=5.0, mail=20.0)
-    async with serving(Settings(database_path=tmp_path / "marathon.db", demo_delays=delays)) as client:
+    async with serving(Settings(database=tmp_path / "marathon.db", demo_delays=delays)) as client:
         quick = await compare.measure(client, "waituntil", 8, at_once=4)
         slow = await compare.measure(client, "sequential", 8, at_once=4)
         runners = (await client.get("/api/stats")).json()["runners"]
@@ -46,7 +46,7 @@ async def test_counts_are_those_of_the_demo(tmp_path):
 async def test_errors_are_counted_as_refused(tmp_path, monkeypatch):
     """Answers that were errors have no time in the table, and their mails are not waited for."""
     monkeypatch.setattr(compare, "PATIENCE", 0.0)
-    async with serving(Settings(database_path=tmp_path / "marathon.db")) as client:
+    async with serving(Settings(database=tmp_path / "marathon.db")) as client:
         client.app.state.mailbox.mode = Mode.REFUSE
         measured = await compare.measure(client, "sequential", 3, at_once=3)
 
@@ -65,7 +65,7 @@ def test_percentiles(share, expected):
 
 async def test_without_mailbox_it_says_so(tmp_path):
     """A demo whose mail goes elsewhere cannot be measured, which is said with the mend."""
-    settings = Settings(database_path=tmp_path / "marathon.db", mail_server=MailServer(host="localhost", port=25))
+    settings = Settings(database=tmp_path / "marathon.db", mail_server=MailServer(host="localhost", port=25))
     async with serving(settings) as client:
         with pytest.raises(compare.CannotCompareError, match="without MARATHON_SMTP_URL"):
             await compare.measure(client, "waituntil", 1, at_once=1)

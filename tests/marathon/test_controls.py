@@ -33,7 +33,7 @@ def deaths(monkeypatch):
 @pytest.fixture
 async def client(tmp_path, deaths):
     """Give a client of an app with switches."""
-    async with serving(Settings(database_path=tmp_path / "marathon.db")) as client:
+    async with serving(Settings(database=tmp_path / "marathon.db")) as client:
         yield client
 
 
@@ -118,7 +118,7 @@ async def test_other_machines_may_not(client, deaths, path):
 )
 async def test_not_there_where_it_is_no_demonstration(tmp_path, settings):
     """G01: An app that others can reach, or whose mail is real, has no switches at all."""
-    async with serving(Settings(database_path=tmp_path / "marathon.db", **settings)) as client:
+    async with serving(Settings(database=tmp_path / "marathon.db", **settings)) as client:
         for path in PATHS:
             assert (await client.get(path)).status_code == 404
             assert (await client.post(path, json={})).status_code == 404

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from marathon_app.database import Database, DatabaseBusyError, DatabaseUnavailableError, probe
+from marathon_app.database import DatabaseBusyError, DatabaseUnavailableError
+from marathon_app.sqlite import SQLiteDatabase, probe
 
 SCHEMA = ("CREATE TABLE IF NOT EXISTS items (name TEXT PRIMARY KEY) STRICT",)
 
@@ -16,7 +17,7 @@ SCHEMA = ("CREATE TABLE IF NOT EXISTS items (name TEXT PRIMARY KEY) STRICT",)
 @pytest.fixture
 async def database(tmp_path):
     """Give an open database in a folder that was not there."""
-    database = Database(tmp_path / "new" / "folder" / "a b?#%41.db", schema=SCHEMA)
+    database = SQLiteDatabase(tmp_path / "new" / "folder" / "a b?#%41.db", schema=SCHEMA)
     await database.open()
     yield database
     await database.close()
@@ -69,7 +70,7 @@ async def test_two_threads_serve_any_number_of_queries(database):
 async def test_nothing_is_left_when_it_is_closed(tmp_path):
     """After `close` no thread of the database runs, and what was written is in the file."""
     before = set(threading.enumerate())
-    database = Database(tmp_path / "file.db", schema=SCHEMA)
+    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA)
     await database.open()
     await database.write(adding("kept"))
     await database.close()
@@ -167,7 +168,7 @@ async def test_cancelled_before_its_turn_a_write_never_happens(database):
 
 async def test_closing_waits_for_the_write_that_has_begun(tmp_path):
     """A write under way when the database closes is committed first."""
-    database = Database(tmp_path / "file.db", schema=SCHEMA)
+    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA)
     await database.open()
     begun = asyncio.Event()
 
@@ -186,7 +187,7 @@ async def test_closing_waits_for_the_write_that_has_begun(tmp_path):
 
 async def test_another_process_with_the_lock_makes_it_busy(tmp_path):
     """Where another process holds the lock for too long the write is refused as busy, and works later."""
-    database = Database(tmp_path / "file.db", schema=SCHEMA, busy_timeout=0.05)
+    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA, busy_timeout=0.05)
     await database.open()
     other = sqlite3.connect(tmp_path / "file.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -202,7 +203,7 @@ async def test_another_process_with_the_lock_makes_it_busy(tmp_path):
 
 async def test_too_many_waiting_writes_are_refused_at_once(tmp_path):
     """F12: Beyond the number that may wait, a write is refused as busy without waiting."""
-    database = Database(tmp_path / "file.db", schema=SCHEMA, max_waiting=5)
+    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA, max_waiting=5)
     await database.open()
 
     results = await asyncio.gather(
@@ -217,7 +218,7 @@ async def test_too_many_waiting_writes_are_refused_at_once(tmp_path):
 
 async def test_a_turn_that_does_not_come_is_busy(tmp_path):
     """A write whose turn does not come in time is refused as busy."""
-    database = Database(tmp_path / "file.db", schema=SCHEMA, busy_timeout=0.02)
+    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA, busy_timeout=0.02)
     await database.open()
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -290,7 +291,7 @@ async def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path):
     """C30: Where the file cannot be opened every use says so, without its path, until it can."""
     blocker = tmp_path / "folder"
     blocker.write_text("a file where the folder should be")
-    database = Database(blocker / "file.db", schema=SCHEMA)
+    database = SQLiteDatabase(blocker / "file.db", schema=SCHEMA)
 
     for use in (database.open, database.check, lambda: database.write(adding("lost"))):
         with pytest.raises(DatabaseUnavailableError) as caught:

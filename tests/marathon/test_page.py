@@ -51,7 +51,7 @@ class Page(HTMLParser):
 @pytest.fixture
 async def client(tmp_path):
     """Give a client of an app with an outbox and demo delays."""
-    settings = Settings(database_path=tmp_path / "marathon.db", demo_delays=DemoDelays(insert=180.0, mail=350.0))
+    settings = Settings(database=tmp_path / "marathon.db", demo_delays=DemoDelays(insert=180.0, mail=350.0))
     async with serving(settings) as client:
         yield client
 
@@ -108,7 +108,7 @@ async def test_every_module_is_served(client):
 
 async def test_switches_only_where_they_work(tmp_path, page):
     """The page offers to make trouble with the embedded mailbox on a loopback address, and nowhere else."""
-    open_to_all = Settings(database_path=tmp_path / "open.db", host="0.0.0.0")
+    open_to_all = Settings(database=tmp_path / "open.db", host="0.0.0.0")
     async with serving(open_to_all) as client:
         elsewhere = Page((await client.get("/")).text)
 
@@ -144,7 +144,7 @@ async def test_what_must_be_said_is_said(page):
 
 async def test_without_outbox_and_delays_it_says_so(tmp_path):
     """With a mail server of one's own the page watches no outbox, and without delays it says that there are none."""
-    settings = Settings(database_path=tmp_path / "marathon.db", mail_server=MailServer(host="localhost", port=25))
+    settings = Settings(database=tmp_path / "marathon.db", mail_server=MailServer(host="localhost", port=25))
     async with serving(settings) as client:
         page = Page((await client.get("/")).text)
 

@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from marathon_app.database import Database
+from marathon_app.sqlite import SQLiteDatabase
 from marathon_app.registrations import SCHEMA, Registrations
 from tests.marathon.support import registration
 
@@ -14,7 +14,7 @@ from tests.marathon.support import registration
 @pytest.fixture
 async def database(tmp_path):
     """Give an open database with the app's tables."""
-    database = Database(tmp_path / "marathon.db", schema=SCHEMA)
+    database = SQLiteDatabase(tmp_path / "marathon.db", schema=SCHEMA["sqlite"])
     await database.open()
     yield database
     await database.close()
@@ -96,7 +96,7 @@ async def test_runners_are_kept_between_runs(database, runners, tmp_path):
     """A file opened again has its runners."""
     await runners.insert(registration())
     await database.close()
-    again = Database(tmp_path / "marathon.db", schema=SCHEMA)
+    again = SQLiteDatabase(tmp_path / "marathon.db", schema=SCHEMA["sqlite"])
     await again.open()
 
     assert await Registrations(again).count() == 1

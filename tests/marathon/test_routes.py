@@ -29,7 +29,7 @@ THANKS = "Thanks for registering for our Marathon"
 @pytest.fixture
 def settings(tmp_path, faulty):
     """Give settings with a file of the test's own and a mail server that can be told to fail."""
-    return Settings(database_path=tmp_path / "marathon.db", mail_server=faulty.server)
+    return Settings(database=tmp_path / "marathon.db", mail_server=faulty.server)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def client(settings):
 
 def runners(settings):
     """Return the addresses in the file."""
-    with contextlib.closing(sqlite3.connect(settings.database_path)) as connection:
+    with contextlib.closing(sqlite3.connect(settings.database)) as connection:
         return [email for (email,) in connection.execute("SELECT email FROM runners")]
 
 
@@ -333,18 +333,18 @@ async def test_readiness(client, settings):
     assert "shutting down" in draining.json()["detail"]
     client.app.state.health.draining = False
 
-    settings.database_path.unlink()
+    settings.database.unlink()
     lost = await client.get("/health/ready")
     assert lost.status_code == 503
     assert "removed" in lost.json()["database"]
-    assert str(settings.database_path) not in lost.text
+    assert str(settings.database) not in lost.text
     assert (await client.get("/health/live")).status_code == 200
 
 
 async def test_it_starts_without_database_and_mail_server(tmp_path, settings):
     """C30: With neither there the app serves, tells both, and works once they are back."""
-    settings.database_path.parent.joinpath("folder").write_text("in the way")
-    settings = Settings(database_path=tmp_path / "folder" / "marathon.db", mail_server=settings.mail_server)
+    settings.database.parent.joinpath("folder").write_text("in the way")
+    settings = Settings(database=tmp_path / "folder" / "marathon.db", mail_server=settings.mail_server)
     async with serving(settings) as client:
         assert (await client.get("/health/live")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 503
@@ -366,7 +366,7 @@ async def test_the_outbox_is_only_there_with_the_embedded_mailbox(client, tmp_pa
     """With a mail server of one's own there is no outbox; with the embedded one it shows each mail once."""
     assert (await client.get("/dev/outbox")).status_code == 404
 
-    settings = Settings(database_path=tmp_path / "embedded.db")
+    settings = Settings(database=tmp_path / "embedded.db")
     async with serving(settings) as embedded:
         assert (await embedded.get("/dev/outbox")).json() == []
         for route in ROUTES:
@@ -383,7 +383,7 @@ async def test_the_outbox_is_only_there_with_the_embedded_mailbox(client, tmp_pa
 
 async def test_the_rate_limit(tmp_path, faulty):
     """E22: Above the rate the answer is 429 with Retry-After, on every route together."""
-    settings = Settings(database_path=tmp_path / "marathon.db", mail_server=faulty.server, rate_limit=3)
+    settings = Settings(database=tmp_path / "marathon.db", mail_server=faulty.server, rate_limit=3)
     async with serving(settings) as client:
         responses = [await client.post(route, json=fields(email=f"a{route[-4:]}@example.com")) for route in ROUTES]
 
@@ -394,7 +394,7 @@ async def test_the_rate_limit(tmp_path, faulty):
 
 async def test_one_address_has_a_rate_too(tmp_path, faulty):
     """E22: The concurrent route cannot be used to flood one mailbox."""
-    settings = Settings(database_path=tmp_path / "marathon.db", mail_server=faulty.server, rate_limit=100)
+    settings = Settings(database=tmp_path / "marathon.db", mail_server=faulty.server, rate_limit=100)
     async with serving(settings) as client:
         responses = [await client.post("/api/marathon-concurrent", json=fields()) for _ in range(12)]
 
@@ -455,7 +455,7 @@ async def test_a_client_that_goes_while_it_sends_leaves_nothing(client, settings
 async def test_demo_delays_reach_the_steps_and_the_page(tmp_path, faulty):
     """The delays of the demonstration are in seconds where they are waited for, and shown on the page."""
     settings = Settings(
-        database_path=tmp_path / "marathon.db",
+        database=tmp_path / "marathon.db",
         mail_server=faulty.server,
         demo_delays=DemoDelays(insert=20.0, mail=1.5),
     )

@@ -13,7 +13,7 @@ def test_nothing_set_gives_the_defaults():
 
     assert settings == Settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert settings.database_path == Path("var/marathon.db")
+    assert settings.database == Path("var/marathon.db")
     assert settings.mail_server is None
 
 
@@ -39,7 +39,7 @@ def test_every_variable_is_read():
     assert settings == Settings(
         host="::1",
         port=0,
-        database_path=Path("/tmp/a b.db"),
+        database=Path("/tmp/a b.db"),
         mail_server=MailServer(
             host="mail.example.com", port=465, security="tls", username="ada@example.com", password="p/w"
         ),
