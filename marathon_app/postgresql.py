@@ -36,6 +36,7 @@ from marathon_app.database import (
 )
 
 logger = logging.getLogger(__name__)
+logging.getLogger("databases").setLevel(logging.WARNING)  # it tells of every connect
 
 T = TypeVar("T")
 asyncpg: Any = untyped
@@ -181,7 +182,7 @@ class PostgresDatabase:
         try:
             return await self._try_to_fetch_one(query, values)
         except DatabaseUnavailableError:
-            # It may be a connection that was lost while nobody used it: the next one is new.
+            await self._renew()
             return await self._try_to_fetch_one(query, values)
 
     async def _try_to_fetch_one(self, query: str, values: dict[str, Any] | None) -> Row | None:
@@ -208,12 +209,23 @@ class PostgresDatabase:
                 conflict = error
             except _BUSY as error:
                 raise _busy(error) from error
+            except DatabaseUnavailableError as error:
+                if attempt:
+                    raise
+                await self._renew()
+                conflict = error  # it was before the commit: nothing was stored
             except _UnknownOutcomeError as unknown:
+                await self._renew()
                 if await self._was_committed(unknown):
                     return cast("T", unknown.result)
                 conflict = unknown
         message = "others were in the way of the transaction, again and again"
         raise DatabaseBusyError(message) from conflict
+
+    async def _renew(self) -> None:
+        """Use no connection any more that was there before: one was lost, perhaps while nobody used it."""
+        if self._database.is_connected:
+            await self._pool.expire_connections()
 
     async def _once(self, work: Work[T]) -> T:
         async with _Held(self._database) as held:
@@ -283,18 +295,28 @@ class _Held:
     def raw(self) -> Any:  # noqa: ANN401 - asyncpg's, which has no types
         return self.connection.raw_connection
 
+    @property
+    def is_closed(self) -> bool:
+        try:
+            return bool(self.raw.is_closed())
+        except asyncpg.InterfaceError:
+            return True  # it is, and the pool has taken it back at once
+
     def is_lost(self, error: BaseException) -> bool:
         """Say whether this error means that the connection is no more."""
-        return isinstance(error, _AWAY) or self.raw.is_closed()
+        return isinstance(error, _AWAY) or self.is_closed
 
     async def take_back(self) -> None:
         """Roll back; a connection on which that is not possible is closed, and the pool makes another."""
+        if self.is_closed:
+            return
         try:
-            if self.raw.is_in_transaction() and not self.raw.is_closed():
+            if self.raw.is_in_transaction():
                 await self.raw.execute("ROLLBACK")
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no more use
             logger.warning("A transaction was not rolled back; its connection is closed: %s", type(error).__name__)
-            self.raw.terminate()
+            if not self.is_closed:
+                self.raw.terminate()
 
 
 def _busy(error: BaseException) -> DatabaseBusyError:

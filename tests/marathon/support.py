@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import msgspec
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
@@ -14,7 +17,7 @@ from litestar import Litestar
 
 from marathon_app.app import create_app
 from marathon_app.models import Registration, parse_registration
-from marathon_app.settings import MailServer, Settings
+from marathon_app.settings import MailServer, PostgresServer, Settings
 
 # A self-signed certificate for localhost, valid for a hundred years. Its key protects nothing.
 CERTIFICATE = Path(__file__).parent / "localhost.pem"
@@ -35,6 +38,23 @@ def fields(**changes: Any) -> dict[str, Any]:
 def registration(**changes: Any) -> Registration:
     """Return a checked registration, with some of its fields changed."""
     return parse_registration(msgspec.json.encode(fields(**changes)))
+
+
+def select(database: Path | PostgresServer, query: str) -> list[tuple[Any, ...]]:
+    """Return what is in a database, whatever anybody reports."""
+    if isinstance(database, Path):
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            return connection.execute(query).fetchall()
+
+    async def fetch() -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(database.url)
+        try:
+            return [tuple(row) for row in await connection.fetch(query)]
+        finally:
+            await connection.close()
+
+    with ThreadPoolExecutor(1) as aside:  # this thread may have a loop already
+        return aside.submit(asyncio.run, fetch()).result()
 
 
 class Client(httpx.AsyncClient):

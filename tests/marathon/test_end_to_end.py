@@ -62,10 +62,10 @@ def environment(folder, **variables):
 
 
 @contextlib.contextmanager
-def running(folder, **variables):
+def running(folder, *arguments, **variables):
     """Start the app, wait until it says where it is, and make sure that it is gone at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "marathon_app"],
+        [sys.executable, "-m", "marathon_app", *arguments],
         cwd=folder,
         env=environment(folder, **variables),
         stdout=subprocess.PIPE,
@@ -105,6 +105,14 @@ def outside(tmp_path):
     process.communicate()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request):
+    """Give the variables that name a database of each kind: the app's own file, or one on a real server."""
+    if request.param == "sqlite":
+        return {}
+    return {"MARATHON_DATABASE_URL": request.getfixturevalue("postgresql").url}
+
+
 def wait_for(condition):
     """Poll another process until a condition holds; the deadline is for a broken one."""
     deadline = time.monotonic() + DEADLINE
@@ -114,10 +122,10 @@ def wait_for(condition):
     return result
 
 
-def test_the_five_routes_over_a_socket(tmp_path, outside):
+def test_the_five_routes_over_a_socket(tmp_path, outside, database):
     """Each route registers and confirms; only the sequential answer waits for the mail."""
     url, mails = outside
-    with running(tmp_path, MARATHON_SMTP_URL=url) as app:
+    with running(tmp_path, MARATHON_SMTP_URL=url, **database) as app:
         answers = {}
         routes = {"sequential": 200, "fire-and-forget": 201, "concurrent": 202, "waituntil": 201, "durable": 201}
         for route, status in routes.items():
@@ -163,16 +171,16 @@ def test_sigterm_right_after_the_answer_loses_no_mail(tmp_path, outside):
     assert "Traceback" not in output
 
 
-def test_a_kill_right_after_the_durable_answer_loses_nothing(tmp_path, outside):
+def test_a_kill_right_after_the_durable_answer_loses_nothing(tmp_path, outside, database):
     """C08, D02: SIGKILL right after a -durable answer, then a start: one row, and the mail arrives."""
     url, mails = outside
-    with running(tmp_path, MARATHON_SMTP_URL=url) as app:
+    with running(tmp_path, MARATHON_SMTP_URL=url, **database) as app:
         response, *_ = app.register("durable")
         app.process.kill()
         app.ended()
     assert response.status_code == 201
 
-    with running(tmp_path, MARATHON_SMTP_URL=url) as app:
+    with running(tmp_path, MARATHON_SMTP_URL=url, **database) as app:
         wait_for(mails)
         assert app.register("durable")[0].text == THANKS  # the client asks again, having heard nothing
         assert app.client.get("/api/stats").json() == {"runners": 1}
@@ -181,6 +189,21 @@ def test_a_kill_right_after_the_durable_answer_loses_nothing(tmp_path, outside):
     assert {mail["to"][0] for mail in mails()} == {"ada@example.com"}
     # A server that had the mail when the app was killed may be given it again: it is the same mail.
     assert len({message_from_string(mail["content"])["Message-ID"] for mail in mails()}) == 1
+
+
+def test_the_outbox_survives_a_kill(tmp_path):
+    """C08: A mail that the embedded mailbox took before a SIGKILL is shown after it, and the file goes in the end."""
+    with running(tmp_path) as app:
+        app.register("durable")
+        (mail,) = wait_for(lambda: app.client.get("/dev/outbox").json())
+        app.process.kill()
+        app.ended()
+    assert [file.name for file in (tmp_path / "var").glob("*outbox*")] == ["marathon.db-outbox.jsonl"]
+
+    with running(tmp_path) as app:
+        assert app.client.get("/dev/outbox").json() == [mail]
+        assert app.stop()[0] == 0
+    assert not list((tmp_path / "var").glob("*outbox*"))
 
 
 def test_many_accepted_mails_survive_sigterm(tmp_path, outside):
@@ -286,10 +309,10 @@ def test_settings_that_cannot_be_used(tmp_path, variables, names):
     assert ran.stdout == ""
 
 
-def refused(folder, **variables):
+def refused(folder, *arguments, **variables):
     """Run an app that must not start."""
     return subprocess.run(
-        [sys.executable, "-m", "marathon_app"],
+        [sys.executable, "-m", "marathon_app", *arguments],
         cwd=folder,
         env=environment(folder, **variables),
         capture_output=True,

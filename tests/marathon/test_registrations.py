@@ -1,23 +1,28 @@
-"""Runners in a real SQLite file."""
+"""Runners in a real database: a SQLite file, and PostgreSQL."""
 
 import asyncio
-import contextlib
-import sqlite3
 
 import pytest
 
-from marathon_app.sqlite import SQLiteDatabase
-from marathon_app.registrations import SCHEMA, Registrations
-from tests.marathon.support import registration
+from marathon_app.registrations import Registrations
+from marathon_app.services import open_database
+from marathon_app.settings import Settings
+from tests.marathon.support import registration, select
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request, tmp_path):
+    """Give the settings of an empty database of each kind."""
+    if request.param == "sqlite":
+        return Settings(database=tmp_path / "marathon.db")
+    return Settings(database=request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture
-async def database(tmp_path):
+async def database(settings):
     """Give an open database with the app's tables."""
-    database = SQLiteDatabase(tmp_path / "marathon.db", schema=SCHEMA["sqlite"])
-    await database.open()
-    yield database
-    await database.close()
+    async with open_database(settings) as database:
+        yield database
 
 
 @pytest.fixture
@@ -26,31 +31,30 @@ def runners(database):
     return Registrations(database)
 
 
-def rows(database):
-    """Return the runners that are in the file."""
-    with contextlib.closing(sqlite3.connect(database.path)) as connection:
-        columns = "first_name, last_name, email, email_key, address, distance"
-        return connection.execute(f"SELECT {columns} FROM runners ORDER BY id").fetchall()
+def rows(settings):
+    """Return the runners that are in the database."""
+    columns = "first_name, last_name, email, email_key, address, distance"
+    return select(settings.database, f"SELECT {columns} FROM runners ORDER BY id")
 
 
-async def test_a_registration_is_stored(database, runners):
+async def test_a_registration_is_stored(settings, runners):
     """What was registered is in the file as it was normalised."""
     stored = await runners.insert(registration(email="Ada@Example.com"))
 
     assert stored.new
-    assert rows(database) == [
+    assert rows(settings) == [
         ("Ada", "Lovelace", "Ada@example.com", "ada@example.com", "12 St James Square, London", "half")
     ]
     assert await runners.count() == 1
 
 
-async def test_the_second_registration_of_an_address_changes_nothing(database, runners):
+async def test_the_second_registration_of_an_address_changes_nothing(settings, runners):
     """F10: A second registration is not new and leaves the first as it was."""
     await runners.insert(registration())
     stored = await runners.insert(registration(firstName="Eve", email="ADA@example.com"))
 
     assert not stored.new
-    assert [row[0] for row in rows(database)] == ["Ada"]
+    assert [row[0] for row in rows(settings)] == ["Ada"]
 
 
 async def test_fifty_at_once_make_one_row(database, runners):
@@ -61,25 +65,26 @@ async def test_fifty_at_once_make_one_row(database, runners):
     assert await runners.count() == 1
 
 
-async def test_what_comes_together_is_stored_together(database, runners):
+async def test_what_comes_together_is_stored_together(settings, database, runners, monkeypatch):
     """Registrations that come at once are one transaction, and each is told whether it is new."""
     await runners.insert(registration(email="known@example.com"))
-    before = await runners._database.fetch_one("PRAGMA data_version")
+    writes = []
+    write = database.write
+    monkeypatch.setattr(database, "write", lambda work: writes.append(work) or write(work))
     emails = ["known@example.com", *(f"runner{number}@example.com" for number in range(150)), "Runner7@example.com"]
     stored = await asyncio.gather(*(runners.insert(registration(email=email)) for email in emails))
-    after = await runners._database.fetch_one("PRAGMA data_version")
 
     assert [result.new for result in stored] == [False, *[True] * 150, False]
-    assert [row[2] for row in rows(database)] == emails[:-1]
-    assert after[0] == before[0] + 1
+    assert [row[2] for row in rows(settings)] == emails[:-1]
+    assert len(writes) == 1
 
 
-async def test_sql_in_a_name_is_a_name(database, runners):
+async def test_sql_in_a_name_is_a_name(settings, runners):
     """F18: Quotes, colons and SQL in the texts are stored as they are."""
     name = "Robert'); DROP TABLE runners; -- :email ? %s"
     await runners.insert(registration(firstName=name))
 
-    assert rows(database)[0][0] == name
+    assert rows(settings)[0][0] == name
 
 
 async def test_a_removed_registration_is_new_again(database, runners):
@@ -92,18 +97,16 @@ async def test_a_removed_registration_is_new_again(database, runners):
     assert (await runners.insert(registration())).new
 
 
-async def test_runners_are_kept_between_runs(database, runners, tmp_path):
-    """A file opened again has its runners."""
+async def test_runners_are_kept_between_runs(settings, database, runners):
+    """A database opened again has its runners."""
     await runners.insert(registration())
     await database.close()
-    again = SQLiteDatabase(tmp_path / "marathon.db", schema=SCHEMA["sqlite"])
-    await again.open()
-
-    assert await Registrations(again).count() == 1
-    await again.close()
+    async with open_database(settings) as again:
+        assert await Registrations(again).count() == 1
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)  # no socket knows of virtual time
 async def test_the_demo_delay_comes_before_the_insert(database, runners):
     """The delay of the demonstration is waited for before the insert."""
     loop = asyncio.get_running_loop()

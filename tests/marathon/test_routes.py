@@ -1,8 +1,6 @@
 """The HTTP face, called in the test's own event loop, with a real database and a real mail server."""
 
 import asyncio
-import contextlib
-import sqlite3
 
 import msgspec
 import pytest
@@ -12,7 +10,7 @@ from marathon_app.app import create_app
 from marathon_app.database import DatabaseBusyError
 from marathon_app.registrations import Registrations
 from marathon_app.settings import DemoDelays, Settings
-from tests.marathon.support import fields, serving, until
+from tests.marathon.support import fields, select, serving, until
 
 ROUTES = {
     "/api/marathon-sequential": 200,
@@ -26,10 +24,15 @@ KNOWING = [route for route, status in ROUTES.items() if status != 202]  # whethe
 THANKS = "Thanks for registering for our Marathon"
 
 
+BOTH = pytest.mark.parametrize("settings", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def settings(tmp_path, faulty):
-    """Give settings with a file of the test's own and a mail server that can be told to fail."""
-    return Settings(database=tmp_path / "marathon.db", mail_server=faulty.server)
+def settings(request, tmp_path, faulty):
+    """Give settings with a database of the test's own and a mail server that can be told to fail."""
+    kind = getattr(request, "param", "sqlite")
+    database = tmp_path / "marathon.db" if kind == "sqlite" else request.getfixturevalue("postgresql")
+    return Settings(database=database, mail_server=faulty.server)
 
 
 @pytest.fixture
@@ -40,11 +43,11 @@ async def client(settings):
 
 
 def runners(settings):
-    """Return the addresses in the file."""
-    with contextlib.closing(sqlite3.connect(settings.database)) as connection:
-        return [email for (email,) in connection.execute("SELECT email FROM runners")]
+    """Return the addresses in the database."""
+    return [row[0] for row in select(settings.database, "SELECT email FROM runners")]
 
 
+@BOTH
 @pytest.mark.parametrize(("route", "status"), ROUTES.items())
 async def test_each_route_registers_and_confirms(client, settings, faulty, route, status):
     """Every route answers as the article has it, stores the runner once and sends one mail."""
@@ -81,6 +84,7 @@ async def test_the_other_answers_do_not(client, faulty, route):
     await until(lambda: len(faulty.kept) == 1)
 
 
+@BOTH
 @pytest.mark.parametrize("route", KNOWING)
 async def test_fifty_at_once_are_one_runner_and_one_mail(client, settings, faulty, route):
     """F10: Fifty concurrent registrations of one address: the same answer, one row, one mail."""
@@ -94,6 +98,7 @@ async def test_fifty_at_once_are_one_runner_and_one_mail(client, settings, fault
     assert len(faulty.kept) == 2
 
 
+@BOTH
 async def test_duplicates_of_the_concurrent_route_have_one_message_id(client, settings, faulty):
     """E16, F10: The concurrent route stores once; its mails are many, and all the same mail."""
     responses = await asyncio.gather(*(client.post("/api/marathon-concurrent", json=fields()) for _ in range(10)))
@@ -105,6 +110,7 @@ async def test_duplicates_of_the_concurrent_route_have_one_message_id(client, se
     assert len(ids) == 1
 
 
+@BOTH
 async def test_an_address_registered_one_way_is_known_to_the_others(client, settings, faulty):
     """F10: Whichever route registers an address again, there is no second row."""
     for route in ROUTES:
@@ -260,6 +266,7 @@ async def test_an_unexpected_error_says_nothing(client, monkeypatch, caplog):
     assert "secret /path/to/file" in caplog.text
 
 
+@BOTH
 async def test_a_failed_mail_fails_only_the_sequential_answer(client, settings, faulty, caplog):
     """E02: A mail refused for good is a 502 where the route waited for it, and never elsewhere; it is logged."""
     faulty.replies["RCPT"] = "550 no such user"
@@ -291,6 +298,7 @@ async def test_a_mail_put_off_is_sent_later(client, faulty, route, monkeypatch):
     assert len(tries) == 3
 
 
+@BOTH
 async def test_a_rejected_mail_takes_the_runner_back(settings, faulty, monkeypatch):
     """F12: Where too much waits the answer is a 503, nothing is kept, and trying again later works."""
     monkeypatch.setattr(
@@ -310,6 +318,7 @@ async def test_a_rejected_mail_takes_the_runner_back(settings, faulty, monkeypat
         await until(lambda: any("a4@example.com" in envelope.rcpt_tos for envelope in faulty.kept))
 
 
+@BOTH
 async def test_the_drain_sends_what_is_waiting(settings, faulty):
     """B32, C01: Mail that was accepted is sent before the app closes its database and its mail server."""
     faulty.gate.clear()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from marathon_app.settings import DemoDelays, MailServer, Settings, SettingsError, load_settings
+from marathon_app.settings import DemoDelays, MailServer, PostgresServer, Settings, SettingsError, load_settings
 
 
 def test_nothing_set_gives_the_defaults():
@@ -75,8 +75,7 @@ def test_mail_servers(url, port, security):
         ("MARATHON_PORT", "9" * 5000),
         ("MARATHON_HOST", "http://localhost"),
         ("MARATHON_DATABASE_URL", "marathon.db"),
-        ("MARATHON_DATABASE_URL", "postgresql://localhost/marathon"),
-        ("MARATHON_DATABASE_URL", "postgres://localhost/marathon"),
+        ("MARATHON_DATABASE_URL", "postgresql://localhost"),
         ("MARATHON_DATABASE_URL", "sqlite:///marathon.db?timeout=5"),
         ("MARATHON_DATABASE_URL", "sqlite:///:memory:"),
         ("MARATHON_DATABASE_URL", "sqlite://"),
@@ -138,3 +137,22 @@ def test_settings_do_not_show_the_password():
     settings = load_settings({"MARATHON_SMTP_URL": "smtps://ada:secret@mail.example.com"})
 
     assert "secret" not in f"{settings!r} {settings} {settings.mail_server} {[settings.mail_server]}"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+def test_a_postgresql_url_is_taken(scheme):
+    """E20: PostgreSQL is named by its usual URLs, by host or by socket, and its password is not shown."""
+    for rest in ("app:s%40cret@db:5432/marathon?sslmode=require", "app:s%40cret@/marathon?host=/run/postgresql"):
+        server = load_settings({"MARATHON_DATABASE_URL": f"{scheme}://{rest}"}).database
+
+        assert server == PostgresServer(f"postgresql://{rest}")
+        assert "cret" not in f"{server!r} {server} {Settings(database=server)}"
+
+
+@pytest.mark.parametrize("rest", ["app:secret@db:port/marathon", "app:secret@db", "app:secret@db/", "app:secret@/x"])
+def test_a_refused_database_url_is_not_repeated(rest):
+    """E20: The message about a bad URL of a database never holds the password in it."""
+    with pytest.raises(SettingsError, match="use postgresql://") as caught:
+        load_settings({"MARATHON_DATABASE_URL": f"postgresql://{rest}"})
+
+    assert "secret" not in str(caught.value)

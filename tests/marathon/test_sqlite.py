@@ -1,4 +1,4 @@
-"""The wrapper around `databases`, on a real SQLite file."""
+"""The wrapper around `databases` where it is not like the other one: its file, its threads, its locks."""
 
 import asyncio
 import contextlib
@@ -82,109 +82,6 @@ async def test_nothing_is_left_when_it_is_closed(tmp_path):
     assert stored_in(tmp_path / "file.db") == ["kept"]
 
 
-async def test_a_write_that_raises_is_taken_back(database):
-    """An exception inside a write rolls it back, and the next write is well."""
-
-    async def half(connection):
-        await adding("half")(connection)
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        await database.write(half)
-    await database.write(adding("whole"))
-
-    assert await names(database) == {"whole"}
-
-
-async def test_read_then_write_transactions_do_not_meet(database):
-    """Fifty concurrent read-then-write transactions all succeed: each is the only one at its time."""
-
-    async def next_number(connection):
-        row = await connection.fetch_one("SELECT count(*) AS taken FROM items")
-        await asyncio.sleep(0)
-        return await adding(str(row["taken"]))(connection)
-
-    await asyncio.gather(*(database.write(next_number) for _ in range(50)))
-
-    assert len(await names(database)) == 50
-
-
-@pytest.mark.parametrize("turns", range(1, 26))
-async def test_cancelled_at_any_turn_nothing_leaks(database, turns):
-    """Cancelled after any number of turns of the loop, a write is whole or absent and the next one works."""
-    writing = asyncio.create_task(database.write(adding("first")))
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    writing.cancel()
-    await asyncio.gather(writing, return_exceptions=True)
-
-    await database.write(adding("second"))
-    stored = await names(database)
-
-    assert "second" in stored
-    if not writing.cancelled():
-        assert "first" in stored
-
-
-async def test_cancelled_inside_its_transaction_a_write_still_ends(database):
-    """Who waits for a write may be cancelled: the transaction is committed all the same."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(connection):
-        begun.set()
-        await go_on.wait()
-        return await adding("slow")(connection)
-
-    writing = asyncio.create_task(database.write(slow))
-    await begun.wait()
-    writing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await writing
-    go_on.set()
-    await database.write(adding("next"))
-
-    assert await names(database) == {"slow", "next"}
-
-
-async def test_cancelled_before_its_turn_a_write_never_happens(database):
-    """A write cancelled while it waits for its turn does nothing."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(connection):
-        begun.set()
-        await go_on.wait()
-
-    first = asyncio.create_task(database.write(slow))
-    await begun.wait()
-    second = asyncio.create_task(database.write(adding("second")))
-    await asyncio.sleep(0)
-    second.cancel()
-    go_on.set()
-    await asyncio.gather(first, second, return_exceptions=True)
-    await database.write(adding("third"))
-
-    assert await names(database) == {"third"}
-
-
-async def test_closing_waits_for_the_write_that_has_begun(tmp_path):
-    """A write under way when the database closes is committed first."""
-    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA)
-    await database.open()
-    begun = asyncio.Event()
-
-    async def slow(connection):
-        begun.set()
-        await asyncio.sleep(0)
-        return await adding("slow")(connection)
-
-    writing = asyncio.create_task(database.write(slow))
-    await begun.wait()
-    await database.close()
-    await writing
-
-    assert stored_in(tmp_path / "file.db") == ["slow"]
-
-
 async def test_another_process_with_the_lock_makes_it_busy(tmp_path):
     """Where another process holds the lock for too long the write is refused as busy, and works later."""
     database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA, busy_timeout=0.05)
@@ -199,58 +96,6 @@ async def test_another_process_with_the_lock_makes_it_busy(tmp_path):
 
     assert await names(database) == {"stored"}
     await database.close()
-
-
-async def test_too_many_waiting_writes_are_refused_at_once(tmp_path):
-    """F12: Beyond the number that may wait, a write is refused as busy without waiting."""
-    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA, max_waiting=5)
-    await database.open()
-
-    results = await asyncio.gather(
-        *(database.write(adding(str(number))) for number in range(20)), return_exceptions=True
-    )
-    refused = [result for result in results if isinstance(result, DatabaseBusyError)]
-
-    assert len(refused) >= 14
-    assert len(await names(database)) == 20 - len(refused)
-    await database.close()
-
-
-async def test_a_turn_that_does_not_come_is_busy(tmp_path):
-    """A write whose turn does not come in time is refused as busy."""
-    database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA, busy_timeout=0.02)
-    await database.open()
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(connection):
-        begun.set()
-        await go_on.wait()
-
-    first = asyncio.create_task(database.write(slow))
-    await begun.wait()
-    with pytest.raises(DatabaseBusyError, match=r"0\.02 s"):
-        await database.write(adding("late"))
-    go_on.set()
-    await first
-    await database.close()
-
-
-async def test_after_a_failed_commit_nothing_is_reported_stored_that_is_not(database):
-    """C28: A COMMIT that fails is an error to the caller, and what later writes report is in the file."""
-    deferred_key = "CREATE TABLE children (parent TEXT REFERENCES items DEFERRABLE INITIALLY DEFERRED)"
-
-    async def prepare(connection):
-        await connection.fetch_one(deferred_key)
-
-    async def orphan(connection):
-        await connection.fetch_one("INSERT INTO children VALUES ('nobody')")
-
-    await database.write(prepare)
-    with pytest.raises(sqlite3.IntegrityError):
-        await database.write(orphan)
-    await database.write(adding("stored"))
-
-    assert stored_in(database.path) == ["stored"]
 
 
 async def test_a_full_disk_is_an_error_and_passes(database):
@@ -304,23 +149,12 @@ async def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path):
     await database.close()
 
 
-async def test_the_check_sees_a_database_that_answers(database):
-    """The check is content with a database that answers."""
-    await database.check()
-
-
 async def test_the_check_sees_a_file_that_was_removed(database):
     """A file removed under the running app makes the check fail: its rows would be lost."""
     database.path.unlink()
 
     with pytest.raises(DatabaseUnavailableError, match="removed"):
         await database.check()
-
-
-async def test_the_check_sees_a_database_that_hangs(database):
-    """A database that does not answer in time fails the check instead of hanging it."""
-    with pytest.raises(DatabaseUnavailableError, match="did not answer"):
-        await database.check(timeout=0)
 
 
 async def test_the_check_sees_a_broken_database(database, monkeypatch):
