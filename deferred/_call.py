@@ -133,6 +133,8 @@ def close_refused(work: object) -> None:
 
 def name_of(work: Any) -> str:  # names anything
     """Return the name that logs show for `work`: the qualified name of the innermost function."""
+    if type(work) is FunctionType and type(work.__qualname__) is str:
+        return _readable(work.__qualname__)
     while isinstance(work, functools.partial):
         work = work.func
     if isinstance(work, asyncio.Task):
@@ -143,7 +145,12 @@ def name_of(work: Any) -> str:  # names anything
         name = None
     if not isinstance(name, str):
         name = type(work).__qualname__
-    return "".join([name]).replace("<locals>.", "")  # noqa: FLY002  # a format would call what a subclass defines
+    return _readable("".join([name]))  # noqa: FLY002  # a format would call what a subclass defines
+
+
+@functools.lru_cache(1024)
+def _readable(qualname: str) -> str:
+    return qualname.replace("<locals>.", "")
 
 
 def site_of(code: CodeType | None, instruction: int) -> str:

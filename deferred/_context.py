@@ -27,6 +27,7 @@ __all__ = ["DeferredContext", "make_context", "once_only"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_get_unit = current_unit.get  # a method of an imported name is looked up anew for each call
 _NO_STEP: AbstractContextManager[None] = nullcontext()
 
 
@@ -80,7 +81,7 @@ class DeferredContext(Registration):
         """
         root = self._root or self
         variables = copy_context()
-        if current_unit.get(None) is not root:
+        if _get_unit(None) is not root:
             variables.run(current_unit.set, root)
         return root._register(func, args, kwargs, self._options, variables, _getframe(1))
 

@@ -27,6 +27,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 logger = logging.getLogger("deferred")
 
+_get_unit = current_unit.get  # a method of an imported name is looked up anew for each call
+
 
 def current_context() -> DeferredContext:
     """Return the context of the unit of work that this code belongs to.
@@ -63,7 +65,7 @@ def defer(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[
         NoCurrentContextError: There is none, and the supervisor's ``out_of_scope`` is ``"raise"``.
     """
     try:
-        root: Any = current_unit.get()  # contexts alone are ever put there
+        root: Any = _get_unit()  # contexts alone are ever put there
     except LookupError:
         root = None
     if root is None:

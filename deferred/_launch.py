@@ -187,8 +187,10 @@ class Launcher(Settlement):
                 except BaseException as error:  # noqa: BLE001  # it must not take the others of the batch along
                     self._fail(task, coroutine, error)
                 else:
-                    if task._outcome is None:
-                        self._keep(task, runner)
+                    if task._outcome is None:  # what _keep() does
+                        task._runner = runner
+                        runner.set_name(task.name)
+                        runner._log_destroy_pending = False
             else:
                 self._launch_decided(task)
         if self._rooms:

@@ -117,9 +117,13 @@ class Exchange(DeferredContext):
         self.end()
 
     def let_go(self, kind: str) -> None:
-        """Let go of the connection: the app call is over, and pending tasks hold this context."""
+        """Let go of the connection and of its scope: the app call is over, and pending tasks hold this context."""
         self._receive = _http_is_over if kind == "http" else _websocket_is_over
         self._send = _too_late
+        if self._describe is not None:  # its label is made later, if anybody asks; the scope is not kept until then
+            scope: Scope = self._subject
+            self._subject = scope.get("method", "WEBSOCKET"), scope.get("path", "")
+            self._describe = " ".join
 
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
         """End the context with `error`; answer a rejection with 503 and say True, else leave it to the server."""

@@ -27,6 +27,8 @@ KEY = "deferred.context"
 """Where the context lies in the scope: for frameworks that run handlers in contexts of their own."""
 
 _LIFETIMES = ("app", "request")
+# Methods of an imported name are looked up anew for each call: these are used for each request.
+_set_unit, _reset_unit = current_unit.set, current_unit.reset
 
 
 class HasScope(Protocol):
@@ -118,7 +120,7 @@ class DeferredMiddleware:
         if launcher.hooks.opened:
             launcher.tell_opened(exchange)
         scope[KEY] = exchange
-        token = current_unit.set(exchange)
+        token = _set_unit(exchange)
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
@@ -138,7 +140,7 @@ class DeferredMiddleware:
             if exchange._pending:
                 exchange.let_go(kind)
         finally:
-            current_unit.reset(token)
+            _reset_unit(token)
             if KEY in scope:  # unless the app has cleared it
                 del scope[KEY]  # the scope must not hold what holds the scope
         if self._stays:

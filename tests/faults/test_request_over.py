@@ -87,8 +87,9 @@ async def test_the_channels_are_over_once_the_app_call_is(kind):
     assert supervisor.stats().succeeded == 1
 
 
-async def test_a_waiting_task_does_not_hold_the_connection():
-    """A46: as long as work of a request is pending, the server's ends of its channels are free all the same."""
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_waiting_task_does_not_hold_the_connection(method):
+    """A46: as long as work of a request is pending, its channels and its scope are free all the same."""
     gate = asyncio.Event()
 
     class Connection:
@@ -100,20 +101,24 @@ async def test_a_waiting_task_does_not_hold_the_connection():
         async def send(self, message):
             """Send it nowhere."""
 
+    handles = []
+
     async def app(scope, receive, send):
-        defer(gate.wait)
+        handles.append(defer(gate.wait))
         await send(START)
         await send(BODY)
 
     async with Supervisor() as supervisor:
         connection = Connection()
         gone = weakref.ref(connection)
-        await DeferredMiddleware(app, supervisor)(dict(HTTP), connection.receive, connection.send)
+        scope = {**HTTP, "method": method, "state": {"connection": connection}}
+        await DeferredMiddleware(app, supervisor)(scope, connection.receive, connection.send)
         await asyncio.sleep(0)
-        del connection
+        del connection, scope
         gc.collect()
         assert gone() is None
         assert supervisor.stats().running == 1
+        assert handles[0].label == f"{method} /"
         gate.set()
 
 
