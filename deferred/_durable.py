@@ -127,7 +127,7 @@ class DurableWork:
         headers = {**task.headers(), CONTEXT: context.id}
         if context.label:
             headers[LABEL] = context.label
-        for carrier in self.carriers:
+        for carrier in (*self.carriers, self._launcher.hooks.carry):
             carrier(headers)
         payload = task.arguments.encode(args, kwargs)
         return Job(id=job_id, name=task.name, payload=payload, headers=headers, queue=task.queue)

@@ -100,6 +100,16 @@ class Hooks:
         """Return the hooks that want events of this class."""
         return tuple(hook for hook in self._hooks if issubclass(kind, _wanted(hook)))
 
+    def carry(self, headers: dict[str, str]) -> None:
+        """Let the hooks that have a method ``carry`` write what travels beside stored work."""
+        for hook in self._hooks:
+            carry = getattr(hook, "carry", None)
+            if callable(carry):
+                try:
+                    carry(headers)
+                except BaseException:  # as for events, a hook breaks nothing
+                    logger.exception("hook %s failed to write its headers; it is contained", _shown(hook))
+
     def emit(self, event: Event, extra: _Listeners = ()) -> None:
         """Tell every listener of this event, then those in `extra`."""
         hooks = self._told.get(type(event))

@@ -17,7 +17,7 @@ from marathon_app.incoming import MAX_BODY, provide_registration
 from marathon_app.limits import RegistrationLimits
 from marathon_app.mailbox import Mailbox
 from marathon_app.messages import LetterWriter
-from marathon_app.pages import page_routes
+from marathon_app.pages import inspector_routes, page_routes
 from marathon_app.responses import EXCEPTION_HANDLERS, add_headers
 from marathon_app.services import make_engine, make_tasks, open_database, outbox_file
 from marathon_app.settings import MailServer, Settings, load_settings
@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         routes.ready,
         *([routes.outbox] if settings.mail_server is None else []),
         *page_routes(settings),
+        *inspector_routes(settings, supervisor),
         *control_routes(settings, timeline, mailbox),
     ]
     return Litestar(

@@ -219,7 +219,7 @@ def _address(process: subprocess.Popen[bytes]) -> str:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m marathon_app compare", description=__doc__)
     parser.add_argument("-n", "--number", type=_from_one_to(MOST), default=200, help="registrations each way (200)")
-    parser.add_argument("-c", "--at-once", type=_from_one_to(500), default=20, help="requests at a time (20)")
+    parser.add_argument("-c", "--at-once", type=_from_one_to(500), default=10, help="requests at a time (10)")
     parser.add_argument("--url", help="a running demo, such as http://127.0.0.1:8000; by default one is started")
     return parser.parse_args(arguments)
 

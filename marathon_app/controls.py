@@ -60,7 +60,7 @@ async def die() -> None:
 
 def are_offered(settings: Settings) -> bool:
     """Say whether an app with these settings has the switches."""
-    return settings.mail_server is None and _is_loopback(settings.host)
+    return settings.mail_server is None and is_loopback(settings.host)
 
 
 def control_routes(
@@ -111,9 +111,9 @@ async def local_only(connection: Connection, _handler: BaseRouteHandler) -> None
         PermissionDeniedException: 403, the peer is elsewhere.
         ClientException: 400, the app was called by a name that is not a loopback one.
     """
-    if connection.client is None or not _is_loopback(connection.client.host):
+    if connection.client is None or not is_loopback(connection.client.host):
         raise PermissionDeniedException(detail="The switches are for this machine only.")
-    if not _is_loopback(urlsplit(f"//{connection.headers.get('host', '')}").hostname or ""):
+    if not is_loopback(urlsplit(f"//{connection.headers.get('host', '')}").hostname or ""):
         raise ClientException(detail="Call the app by localhost or a loopback address.")
 
 
@@ -137,7 +137,8 @@ def _names(given: list[str]) -> list[str]:
     return [name for name in given if name][:MAX_IDS]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether a host name or address is this machine's own, reached from nowhere else."""
     if host.lower() == "localhost":
         return True
     try:

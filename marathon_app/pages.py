@@ -1,14 +1,17 @@
-"""The page at `/` and its files, read once when the app is made."""
+"""The page at `/` and its files, read once when the app is made; beside it, the inspector."""
 
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-from litestar import Request, Response, get
+from litestar import Request, Response, asgi, get
 from litestar.datastructures import State
-from litestar.handlers import HTTPRouteHandler
+from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
+from litestar.types import Receive, Scope, Send
 
-from marathon_app.controls import are_offered
+from deferred import Supervisor
+from deferred.inspector import Inspector
+from marathon_app.controls import are_offered, is_loopback
 from marathon_app.responses import PAGE_POLICY
 from marathon_app.settings import Settings
 
@@ -50,6 +53,28 @@ def page_routes(settings: Settings) -> list[HTTPRouteHandler]:
         return Response(html, media_type="text/html", headers=headers)
 
     return [index, *(_file_route(name, media_type) for name, media_type in FILES.items())]
+
+
+def inspector_routes(settings: Settings, supervisor: Supervisor) -> list[ASGIRouteHandler]:
+    """Return the route of the inspector; none where the app can be reached from elsewhere.
+
+    With the embedded mailbox this is a demonstration, and who sits at this machine may look. With a
+    real mail server the names are those of real runners: the inspector's own rule holds then, and
+    it is closed unless ``DEFERRED_DEBUG=1`` says that this is a developer's machine.
+
+    Args:
+        settings: Where the app listens, and where its mail goes.
+        supervisor: Whose work is shown.
+    """
+    if not is_loopback(settings.host):
+        return []
+    inspector = Inspector(supervisor, debug=True if are_offered(settings) else None)
+
+    @asgi(INSPECTOR, is_mount=True, copy_scope=True)
+    async def inspect(scope: Scope, receive: Receive, send: Send) -> None:
+        await inspector(scope, receive, send)  # type: ignore[arg-type]  # Litestar's scopes are TypedDicts
+
+    return [inspect]
 
 
 def _file_route(name: str, media_type: str) -> HTTPRouteHandler:

@@ -116,13 +116,13 @@ class MemoryEngine:
                 changed.clear()
                 now = _now()
                 waiting = [row for row in self._rows.values() if self._waits(row, queues)]
-                for row in [row for row in waiting if row.due <= now][: concurrency - len(running)]:
+                for row in [row for row in waiting if row.due <= now + _TICK][: concurrency - len(running)]:
                     row.running = True
                     row.number += 1
                     task = asyncio.create_task(self._deliver(row, handle))
                     running.add(task)
                     task.add_done_callback(over)
-                later = [row.due - now for row in waiting if row.due > now]
+                later = [row.due - now for row in waiting if row.due > now + _TICK]
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(later, default=None)):
                         await changed.wait()
@@ -192,6 +192,10 @@ class MemoryEngine:
         rows = [row for row in self._rows.values() if queues is None or row.job.queue in queues]
         dead, running = sum(row.dead is not None for row in rows), sum(row.running for row in rows)
         return Depth(len(rows) - dead - running, running, dead)
+
+
+_TICK = 1e-6
+"""Seconds: who is due within them is due, as a time and a sum of times are not the same float."""
 
 
 def _now() -> float:

@@ -67,6 +67,7 @@ class Recorder(abc.ABC):
     """A hook that turns events into measures. Lives as long as its supervisor.
 
     It counts a task only from its registration on: installed late, it shows no negative numbers.
+    Stored work it counts from the start of a delivery, in the process that runs it.
     """
 
     events: tuple[type[Event], ...] = (
@@ -95,14 +96,10 @@ class Recorder(abc.ABC):
             case TaskDeferred(task=task):
                 self._started[task] = None
                 self.record(Measured.PENDING, 1, _labels(task))
-            case TaskStarted(task=task, attempt=1) if task in self._started:
-                self._started[task] = event.at
-                labels = _labels(task)
-                self.record(Measured.PENDING, -1, labels)
-                self.record(Measured.ACTIVE, 1, labels)
-                self.record(Measured.QUEUE_TIME, max(0.0, event.at - task.created), labels)
+            case TaskStarted(task=task, attempt=attempt):
+                self._start(task, event.at, attempt)
             case TaskRetrying(task=task):
-                self.record(Measured.RETRIES, 1, _labels(task))
+                self._postpone(task)
             case TaskSucceeded(task=task):
                 self._end(task, event.at, Outcome.SUCCEEDED)
             case TaskFailed(task=task, outcome=outcome, error=error):
@@ -119,6 +116,22 @@ class Recorder(abc.ABC):
                 self.record(Measured.DRAIN_DURATION, duration, {})
             case _:
                 pass
+
+    def _start(self, task: TaskView, at: float, attempt: int) -> None:
+        labels = _labels(task)
+        if task.idempotency_key is not None:  # stored work: its wait is counted by the engine
+            self._started[task] = at
+            self.record(Measured.ACTIVE, 1, labels)
+        elif attempt == 1 and task in self._started:
+            self._started[task] = at
+            self.record(Measured.PENDING, -1, labels)
+            self.record(Measured.ACTIVE, 1, labels)
+            self.record(Measured.QUEUE_TIME, max(0.0, at - task.created), labels)
+
+    def _postpone(self, task: TaskView) -> None:
+        self.record(Measured.RETRIES, 1, _labels(task))
+        if task.idempotency_key is not None and self._started.pop(task, None) is not None:
+            self.record(Measured.ACTIVE, -1, _labels(task))  # the next attempt is another delivery
 
     def _end(self, task: TaskView, at: float, outcome: Outcome, error: BaseException | None = None) -> None:
         if task not in self._started:

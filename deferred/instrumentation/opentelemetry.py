@@ -4,6 +4,8 @@ Needs ``opentelemetry-api`` alone (the extra ``otel``); the providers are the ap
 A task's span is INTERNAL, a child of the span that was current where the task was
 registered, so that a request and what outlived it are one trace. Nothing is ever written to
 that span, which has ended by then. Attempts are spans of their own when there is more than one.
+Stored work carries its ``traceparent`` along: each delivery is a span of the trace that stored it,
+in whichever process it runs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, Literal, get_args
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from deferred._events import (
     Event,
@@ -35,6 +38,7 @@ from deferred.instrumentation._measures import BUCKETS, Kind, Measured, Recorder
 __all__ = ["MetricsHook", "TracingHook"]
 
 _SCOPE = "deferred"
+_CARRIED = TraceContextTextMapPropagator()  # and no baggage: what it holds is not for a store to keep
 
 Relation = Literal["child", "link"]
 
@@ -128,10 +132,13 @@ class TracingHook:
     def __call__(self, event: Event) -> None:
         """Start, mark or end what the event speaks of."""
         match event:
-            case TaskStarted(task=task, attempt=1):
-                self._start(task, event.at)
             case TaskStarted(task=task, attempt=attempt):
-                self._start_attempt(task, attempt)
+                if attempt == 1 or task.idempotency_key is not None:
+                    self._start(task, event.at, attempt)
+                else:
+                    self._start_attempt(task, attempt)
+            case TaskRetrying(task=task, error=error, delay=delay) if task.idempotency_key is not None:
+                self._end(task, Outcome.POSTPONED, error, delay)
             case TaskRetrying(task=task, error=error, attempt=attempt, delay=delay):
                 self._end_attempt(task, error, attempt, delay)
             case TaskSucceeded(task=task):
@@ -147,10 +154,17 @@ class TracingHook:
             case _:
                 pass
 
+    def carry(self, headers: dict[str, str]) -> None:
+        """Write the trace into what travels beside stored work; called by the supervisor."""
+        _CARRIED.inject(headers)
+
     # -- tasks ------------------------------------------------------------------------------
 
-    def _start(self, task: TaskView, at: float) -> None:
-        """Start a task's span; told inside the task, whose context variables are its own."""
+    def _start(self, task: TaskView, at: float, attempt: int) -> None:
+        """Start a task's span; told inside the task, whose context variables are its own.
+
+        A delivery of stored work ends with its attempt, so that each is a span of its own.
+        """
         attributes: dict[str, str | float] = {
             "code.function.name": task.function,
             "deferred.task.name": task.name,
@@ -158,12 +172,17 @@ class TracingHook:
             "deferred.execution": task.execution.value,
             "deferred.queue_time": max(0.0, at - task.created),
         }
+        around: otel_context.Context | None = None  # the current one
+        if task.idempotency_key is not None:
+            around = _CARRIED.extract(task.headers, otel_context.Context())
+            attributes["deferred.attempt"] = attempt
+            del attributes["deferred.queue_time"]  # it was stored by another clock
         if self._relation == "link" and task.execution is not Execution.SEQUENTIAL:
-            origin = trace.get_current_span().get_span_context()
+            origin = trace.get_current_span(around).get_span_context()
             links = [Link(origin)] if origin.is_valid else []
             span = self._tracer.start_span(task.name, otel_context.Context(), SpanKind.INTERNAL, attributes, links)
         else:
-            span = self._tracer.start_span(task.name, None, SpanKind.INTERNAL, attributes)
+            span = self._tracer.start_span(task.name, around, SpanKind.INTERNAL, attributes)
         opened = self._open[task] = _Open(span)
         opened.token = otel_context.attach(trace.set_span_in_context(span))
 
@@ -197,13 +216,17 @@ class TracingHook:
         span.end()
         opened.attempt = None
 
-    def _end(self, task: TaskView, outcome: Outcome, error: BaseException | None = None) -> None:
+    def _end(
+        self, task: TaskView, outcome: Outcome, error: BaseException | None = None, delay: float | None = None
+    ) -> None:
         opened = self._open.pop(task, None)
         if opened is None:
             return  # it never started
         for span in (opened.attempt, opened.span):
             if span is not None:
                 span.set_attribute("deferred.outcome", outcome.value)
+                if delay is not None:
+                    span.set_attribute("deferred.retry_delay", delay)
                 if error is not None:
                     _blame(span, error)
                 elif outcome is not Outcome.SUCCEEDED:

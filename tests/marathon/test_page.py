@@ -160,3 +160,26 @@ async def test_light_dark_and_narrow():
     for query in ("prefers-color-scheme: dark", "max-width: 620px"):
         assert query in style
     assert "animation" not in style
+
+
+async def test_the_inspector_is_beside_it(client, page):
+    """The page links to the inspector, which shows this machine what the routes have done."""
+    assert page.find("a", href="/_deferred/")
+    assert (await client.get("/_deferred/")).status_code == 200
+    answer = await client.get("/_deferred/api/requests", params={"text": "/nowhere"})
+    assert answer.json()["requests"] == []
+
+
+async def test_the_inspector_of_real_runners_is_closed(tmp_path):
+    """G01: With a real mail server the names are real ones: nobody sees them unless debugging is on."""
+    settings = Settings(database=tmp_path / "marathon.db", mail_server=MailServer(host="localhost", port=25))
+    async with serving(settings) as client:
+        assert (await client.get("/_deferred/")).status_code == 403
+
+
+async def test_there_is_no_inspector_for_others(tmp_path):
+    """G01: Where the app can be reached from elsewhere there is none."""
+    async with serving(Settings(database=tmp_path / "marathon.db", host="0.0.0.0")) as client:
+        page = await client.get("/")
+        assert (await client.get("/_deferred/")).status_code == 404
+    assert "/_deferred" not in page.text
