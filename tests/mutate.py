@@ -33,6 +33,9 @@ CORE = (
     *("_supervisor", "_lifecycle", "_accept", "_settle", "_launch", "_drain", "_hooks", "_call"),
 )
 
+QUICK = 0.5
+"""Seconds: a test that takes longer comes in its turn, whatever it has noticed."""
+
 
 class Round:
     """One run of the command, as a pytest plugin that does something else with the tests it has collected."""
@@ -104,7 +107,7 @@ class Round:
             self.record.survived.append(mutant.key)
         else:
             self.record.killers[mutant.key] = killer
-        if verdict == "killed":
+        if verdict == "killed" and self.record.seconds[killer] < QUICK:
             recent = self.recent.setdefault(f"{mutant.module}.{mutant.function}", deque(maxlen=8))
             if killer not in recent:
                 recent.appendleft(killer)

@@ -10,7 +10,7 @@ import gc
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -42,10 +42,16 @@ def path_of(module: str) -> Path:
     return ROOT / "deferred" / f"{module}.py"
 
 
+@cache
+def source_of(module: str) -> str:
+    """Return the text of a module as it was loaded: the file may be edited meanwhile."""
+    return path_of(module).read_text()
+
+
 def mutants(module: str) -> Iterator[Mutant]:
     """Give every change of this module's functions that changes what they do."""
     path = path_of(module)
-    text = path.read_text()
+    text = source_of(module)
     tree, found, _, _ = create_mutations(str(path), text)
     lines, parsed = text.splitlines(), ast.parse(text)
     original = compile(text, str(path), "exec")
@@ -103,7 +109,7 @@ def put_in(mutant: Mutant) -> None:
     """Give the functions of this process that are changed their other code."""
     path = path_of(mutant.module)
     functions, module = known_functions(path), sys.modules[f"deferred.{mutant.module}"]
-    before, after = (compile(text, str(path), "exec") for text in (path.read_text(), mutant.source))
+    before, after = (compile(text, str(path), "exec") for text in (source_of(mutant.module), mutant.source))
     put = False
     for old, new in zip(_codes(before), _codes(after), strict=True):
         if old == new:
@@ -144,7 +150,7 @@ def _codes(code: CodeType) -> list[CodeType]:
 
 def _new_defaults(mutant: Mutant, functions: dict[str, list[FunctionType]]) -> Iterator[tuple[FunctionType, Any]]:
     """Give each function whose defaults are changed, with the new ones."""
-    before, after = (_signatures(ast.parse(text)) for text in (path_of(mutant.module).read_text(), mutant.source))
+    before, after = (_signatures(ast.parse(text)) for text in (source_of(mutant.module), mutant.source))
     for name, (old, new) in zip((name for name, _ in before), zip(before, after, strict=True), strict=True):
         if ast.dump(old[1]) != ast.dump(new[1]):
             value = partial(_value, scope=vars(sys.modules[f"deferred.{mutant.module}"]))

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.mutation.changes import Mutant, known_functions, path_of, put_in
+from tests.mutation.changes import Mutant, known_functions, path_of, put_in, source_of
 from tests.mutation.recorder import silence
 
 PATIENCE = 3.0
@@ -66,6 +66,7 @@ class Judge:
         self.failed = False
         session.config.pluginmanager.register(self)
         for module in modules:
+            source_of(module)
             known_functions(path_of(module))
         gc.collect()
         gc.freeze()
