@@ -97,7 +97,7 @@ class Round:
         tests = self.record.tests(mutant.module, mutant.statement)
         known = [self.record.killers.get(mutant.key), *self.recent.get(f"{mutant.module}.{mutant.function}", ())]
         first = [test for test in dict.fromkeys(known) if test in self.record.seconds]
-        return [*first, *(test for test in tests if test not in first)]
+        return [*first, *(test for test in tests if test not in first)][: self.given.most]
 
     def note(self, mutant: Mutant, verdict: str, killer: str) -> None:
         """Remember what became of it, for the next run."""
@@ -122,6 +122,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time; most of those that hang sleep")
     parser.add_argument("--again", action="store_true", help="only those that survived the last time")
     parser.add_argument("--only", help="only those of which this is a part, such as the name of a function")
+    parser.add_argument("--most", type=int, help="to how many tests a change is shown; to all that execute it without")
     parser.add_argument("--verbose", action="store_true", help="tell of each change what became of it")
     parser.add_argument("--least", type=float, default=0.0, help="the percentage below which this fails")
     given = parser.parse_args()
