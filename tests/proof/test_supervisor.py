@@ -1,11 +1,9 @@
 """The supervisor as a machine: whatever is done to it, in any order, the accounts agree."""
 
 import asyncio
-import concurrent.futures
-import contextlib
 import logging
 import threading
-from contextlib import asynccontextmanager
+from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -34,83 +32,11 @@ from deferred import (
 from tests.faults.support import BareError, BoomError, Told, ended, nothing_left
 from tests.proof.clock import VirtualLoop
 from tests.proof.conftest import LONG
+from tests.proof.pieces import AtOnce, Work, broken, layer, plain_function, scope
 
 ERRORS = [BoomError, ConnectionError, SystemExit, BareError, asyncio.CancelledError, GeneratorExit]
 ENDS = st.sampled_from([None, *ERRORS])
 RETRY = Retry(on=ConnectionError, wait_initial=1, wait_max=4, attempts=3)
-
-
-class Work:
-    """A piece of work that the machine holds by the hand."""
-
-    def __init__(self, *, error, early, ignores, children, steps):
-        self.gate = asyncio.Event()
-        self.error = error
-        self.early, self.ignores = early, ignores
-        self.children, self.steps = children, steps
-        self.running = 0
-
-    async def __call__(self, ctx):
-        """Wait to be told how to end."""
-        self.running += 1
-        for _ in range(self.children):
-            with contextlib.suppress(TaskRejectedError, ContextClosedError):
-                ctx.defer(asyncio.sleep, 0.5)
-        for _ in range(self.steps):
-            with contextlib.suppress(TaskRejectedError, ContextClosedError):
-                await ctx.run(asyncio.sleep, 0.5)
-        while not self.early and not self.gate.is_set():
-            try:
-                await self.gate.wait()
-            except asyncio.CancelledError:
-                if not self.ignores:
-                    raise
-                self.ignores -= 1
-        if self.error is not None:
-            raise self.error
-
-
-async def layer(task, call_next):
-    """Be a middleware that waits on both sides."""
-    await asyncio.sleep(0)
-    try:
-        return await call_next()
-    finally:
-        await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def scope():
-    """Be a scope that waits on both sides."""
-    await asyncio.sleep(0)
-    try:
-        yield
-    finally:
-        await asyncio.sleep(0)
-
-
-def broken(event):
-    """Be a hook that fails at everything."""
-    raise BareError
-
-
-class AtOnce(concurrent.futures.Executor):
-    """An executor without threads: whoever submits waits."""
-
-    def submit(self, func, /, *args, **kwargs):
-        """Call it."""
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(func(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001  # whoever submitted it gets it
-            future.set_exception(error)
-        return future
-
-
-def fails(error):
-    """Be a plain function; one that raises what is no `Exception` would end its thread."""
-    if error is not None:
-        raise BoomError
 
 
 ENDINGS = (TaskSucceeded, TaskFailed, TaskCancelled, TaskDiscarded, TaskAbandoned)
@@ -235,7 +161,7 @@ class Machine(RuleBasedStateMachine):
             case "wait_until":
                 return view.wait_until(work(ctx))
             case "function":
-                return view.defer(fails, work.error)
+                return view.defer(plain_function, work.error)
             case "thread":
                 return await self.in_a_thread(view, work, ctx)
             case "defer":
@@ -365,10 +291,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def attempts_are_told(self):
         """Each further attempt was announced, and there are no more than the policy allows."""
-        retried = {id(handle): 0 for handle, _ in self.handles}
-        for event in self.told.of(TaskRetrying):
-            if id(event.task) in retried:
-                retried[id(event.task)] += 1
+        retried = Counter(id(event.task) for event in self.told.of(TaskRetrying))
         for handle, _ in self.handles:
             assert handle.attempts <= RETRY.attempts
             # One more than there were attempts, if a drain has cut the wait short.
@@ -414,3 +337,47 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(settings.get_profile("long" if LONG else "short"))
+
+
+def test_a_way_through():
+    """One way through the machine by hand, with what chance may leave out."""
+    machine = Machine()
+    rest = {"error": None, "ignores": 0, "children": 0, "steps": 0, "timeout": None, "layers": 0, "when": "always"}
+    ctx = machine.begin(
+        overflow="wait",
+        limited=True,
+        retry=True,
+        scoped=True,
+        noisy=True,
+        max_running=1,
+        max_pending=10_000,
+        max_per_context=2,
+    )
+    other = machine.another_context()
+    try:
+        for way in ("defer", "wait_until", "thread", "function"):
+            machine.register(ctx, way, None, count=1, early=True, name="free", **rest)
+            machine.register(other, way, Execution.SEQUENTIAL, count=2, early=False, name="free", **rest)
+        machine.let_time_pass(1)
+        machine.crowd(other, 6, "limited")
+        machine.give_up_waiting([0, 50], 1)
+        failing = rest | {"error": ConnectionError, "ignores": 1, "children": 2, "steps": 1}
+        machine.register(ctx, "run", Execution.CONCURRENT, count=2, early=True, name="free", **failing)
+        machine.close_context(ctx, 500, decided=True, turns=2)
+        machine.drain(ctx, "context", 2)
+        machine.drain(ctx, "break off", 2)
+        machine.drain(ctx, "all", 20)
+        held = machine.register(ctx, "defer", None, count=1, early=False, name="free", **rest | {"ignores": 1})
+        machine.let_time_pass(1)
+        machine.cancel(held.values[0], 1)
+        machine.finish(list(held.values), BoomError, 1)
+        machine.end_context(ctx, None, 1)
+        machine.end_context(ctx, None, 1)
+        machine.close_context(ctx, None, decided=False, turns=0)
+        machine.drain(other, "close", 0)
+        machine.register(ctx, "thread", None, count=1, early=True, name="free", **rest)
+        machine.attempts_are_told()
+        machine.every_handle_is_told_once()
+        machine.the_accounts_agree()
+    finally:
+        machine.teardown()
