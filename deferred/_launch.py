@@ -165,10 +165,7 @@ class Launcher(Settlement):
         released, slots, options = self._released, self.slots, self.options
         loop: Any = self.loop
         direct = _EAGER and self.plain and self.deadline is None and not slots.named and loop.get_task_factory() is None
-        left = len(released)
-        left = min(left, _BATCH)
-        while left:
-            left -= 1
+        for _ in range(min(len(released), _BATCH)):
             task = released.popleft()
             if (
                 direct

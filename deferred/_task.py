@@ -248,7 +248,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments; never shown in logs, events or `repr`."""
-        return self._args, self._kwargs
+        return self._args, dict(self._kwargs)
 
     def warn(self, borrowed: str) -> None:
         """Log that one of its arguments may not live as long as it does; called once for a type."""
