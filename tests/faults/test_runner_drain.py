@@ -6,6 +6,7 @@ import pytest
 
 from deferred import (
     DrainFinished,
+    DrainStarted,
     Outcome,
     Supervisor,
     SupervisorClosedError,
@@ -223,6 +224,42 @@ class TestFromInside:
         assert draining.done()
         assert loop.time() == pytest.approx(1)
         assert all(nothing_left(supervisor) for supervisor in circle)
+
+    async def test_cancelled_before_the_mounted_ones_begin(self):
+        """C22: a drain that is cancelled as it begins records what is left of every app mounted in it."""
+
+        def cancel(event):
+            if isinstance(event, DrainStarted):
+                asyncio.current_task().cancel()
+
+        told = Told()
+        chain = [Supervisor(hooks=hooks) for hooks in ([told, cancel], [told], [told])]
+        chain[0].adopt(chain[1])
+        chain[1].adopt(chain[2])
+        handles = []
+        for supervisor in chain:
+            with supervisor.context() as ctx:
+                handles.append(ctx.defer(asyncio.sleep, 60))
+        await turns(3)
+        draining = asyncio.ensure_future(chain[0].drain())
+        await asyncio.wait([draining])
+        assert draining.cancelled()
+        assert [handle.state for handle in handles] == [TaskState.ABANDONED] * 3
+        reports = [event.report for event in told.of(DrainFinished)]
+        assert sorted(task.id for report in reports for task in report.abandoned) == [handle.id for handle in handles]
+        assert not any(supervisor.draining for supervisor in chain)
+
+    async def test_a_mounted_one_that_drains_already_is_waited_for(self):
+        """S11: a drain joins that of a mounted app which somebody else has begun."""
+        outer, inner = Supervisor(), Supervisor()
+        outer.adopt(inner)
+        with inner.context() as ctx:
+            ctx.defer(asyncio.sleep, 3)
+        first = asyncio.ensure_future(inner.drain())
+        await turns(3)
+        await outer.drain()
+        assert (await first).finished == 1
+        assert asyncio.get_running_loop().time() == pytest.approx(3)
 
 
 async def until_ended(*handles):
