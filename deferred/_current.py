@@ -128,7 +128,8 @@ def _host_outside() -> Host:
         if host is None:
             hosts.remove(reference)
             continue
-        is_open = host.loop is not None and host.home is host.loop and running in (None, host.loop)
+        loop = host.loop
+        is_open = loop is not None and host.home is loop and running in (None, loop) and not loop.is_closed()
         if is_open or (running is not None and not chosen_is_open):
             chosen, chosen_is_open = host, is_open
     if chosen is not None and chosen.out_of_scope != "raise":

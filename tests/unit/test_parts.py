@@ -305,6 +305,20 @@ class TestHosts:
             assert [reference() for reference in known] == [first._launcher, later._launcher]
             assert _current._host_outside() is first._launcher
 
+    async def test_one_whose_loop_is_gone_does_not_decide(self, known):
+        """S8: a supervisor that was left open on a loop that has ended decides nothing, where another one is open."""
+
+        async def left_open():
+            ended = Supervisor(out_of_scope="run")
+            ended.open()
+            return ended
+
+        async with Supervisor(out_of_scope="run") as supervisor:
+            ended = await asyncio.to_thread(lambda: asyncio.run(left_open()))
+            assert [reference() for reference in known] == [supervisor._launcher, ended._launcher]
+            assert _current._host_outside() is supervisor._launcher
+            assert await asyncio.to_thread(_current._host_outside) is supervisor._launcher
+
     async def test_the_context_of_work_that_belongs_nowhere(self, known):
         """S8: whoever acts on an out-of-scope policy gets the context of such work under that policy alone."""
         async with Supervisor(out_of_scope="run") as supervisor:
