@@ -1,5 +1,6 @@
 """Workers that are replaced while the server serves: after so many requests, or at SIGHUP."""
 
+import contextlib
 import itertools
 import signal
 import threading
@@ -89,10 +90,16 @@ def test_max_requests(kind, flags):
 def test_max_requests_of_uvicorn():
     """C14: uvicorn without workers ends after its requests, its tasks finished; to start it again is up to others."""
     with running("uvicorn", "--limit-max-requests", "20") as server:
-        for number in range(19):  # and one to see whether it is ready
-            server.get("/work", name=number, seconds=0.5)
+        accepted = []
+        with contextlib.suppress(httpx.TransportError):  # the request that comes as it ends
+            for number in itertools.count():
+                server.get("/work", name=number, seconds=0.5)
+                accepted.append(f"{number} 0")
         server.wait_until_gone()
-        assert sorted(server.done()) == sorted(f"{number} 0" for number in range(19)), server.story()
+        assert len(accepted) >= 15, "most of twenty; some saw whether it was ready"
+        done = server.done()
+        assert len(done) == len(set(done))
+        assert set(accepted) <= set(done) <= {*accepted, f"{len(accepted)} 0"}, server.story()
         assert server.process.returncode == 0
 
 
