@@ -70,7 +70,7 @@ async def test_an_awaitable_made_before_registration_works_inside(supervisor, sc
 @pytest.mark.looptime
 @pytest.mark.parametrize("where", ["page", "action", "route", "middleware"])
 async def test_a_slow_side_effect_is_seen_after_the_response(supervisor, script, where):
-    """DP-01 to DP-04: an effect a second later happens, from a GET, a POST, a helper and a middleware."""
+    """DP-01, DP-02, DP-03, DP-04: an effect a second later happens, from a GET, a POST, a helper and a middleware."""
     import asyncio
 
     async def effect():

@@ -8,7 +8,7 @@ import os
 import threading
 from urllib.parse import parse_qs
 
-from deferred import DrainStarted, Supervisor, defer
+from deferred import DrainStarted, Supervisor, current_context, defer
 from deferred.integrations.asgi import DeferredMiddleware
 
 FOLDER = os.environ["SERVERS_FOLDER"]
@@ -76,6 +76,11 @@ class App:
         """Defer short tasks; each is noted when it is done."""
         for number in range(int(count)):
             defer(short, f"{name} {number}", float(seconds))
+        return 200, "accepted"
+
+    def context(self, *, name):
+        """Defer a task by the context."""
+        current_context().defer(short, name, 0)
         return 200, "accepted"
 
     def long(self, **query):

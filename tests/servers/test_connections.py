@@ -1,5 +1,7 @@
 """What is open when the signal comes: streams, websockets, requests that hang."""
 
+import signal
+import socket
 import sys
 
 import pytest
@@ -83,3 +85,49 @@ def test_a_hanging_request_holds_a_shutdown(kind):
         assert server.process.poll() is None
         assert "draining" not in server.journal()
         hanging.close()
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "hypercorn", "granian", "gunicorn", "gunicorn asgi", "aiohttp"])
+def test_a_client_that_is_gone_with_the_last_byte(kind):
+    """B09: a client that closes the connection once it has the answer takes nothing of its work with it."""
+    with running(kind) as server:
+        for number in range(10):
+            connection = server.connect(f"/work?name={number}&seconds=0.2")
+            assert connection.recv(100) == b"accepted"
+            connection.close()
+        server.wait_until_noted(*(f"done {number} 0" for number in range(10)))
+        server.tell()
+        server.wait_until_gone()
+        assert len(server.done()) == 10, server.story()
+
+
+def test_a_request_on_its_way_is_answered_and_no_further_one():
+    """SN-09: after the signal uvicorn takes no new connection, answers what it has, and its work is drained."""
+    with running("uvicorn") as server:
+        answering = server.ask("/slow?name=late&seconds=2")
+        server.wait_until_noted("slow late")
+        server.tell()
+        wait_for(lambda: _refused(server), server.story)
+        assert "done late" not in server.journal()
+        assert answering.recv(1000).startswith(b"HTTP/1.1 200")
+        server.wait_until_gone()
+        assert server.done() == ["late"], server.story()
+        answering.close()
+
+
+def _refused(server):
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(server.socket)) != 0
+
+
+def test_a_development_server():
+    """VJ-04, VJ-05, VJ-06, VJ-07: with ``--reload`` work is done, a failure costs nothing, and Ctrl-C waits for it."""
+    with running("uvicorn", "--reload") as server:
+        assert server.get("/work", name="imported") == "accepted"
+        assert server.get("/context", name="injected") == "accepted"
+        server.get("/exit")
+        server.wait_until_noted("done imported 0", "done injected", "raised SystemExit")
+        assert server.get("/work", name="last", seconds=1) == "accepted"
+        server.tell_group(signal.SIGINT)
+        server.wait_until_gone()
+        assert sorted(server.done()) == ["imported 0", "injected", "last 0"], server.story()

@@ -16,7 +16,7 @@ WAITED = "which still waited for 1 unfinished task(s)"
 
 @pytest.mark.parametrize("kind", SERVERS)
 def test_sigterm_while_tasks_run(kind):
-    """C01, C29: 200 tasks of half a second all finish, once each, and the app's own resources close after them."""
+    """C01, C29, SN-04, SN-07, SN-08: 200 tasks of half a second finish, once each; the app closes after them."""
     with running(kind) as server:
         server.get("/work", name="short", count=200, seconds=0.5)
         server.tell()
@@ -104,7 +104,7 @@ def test_sigterm_to_the_whole_group(kind):
 
 @pytest.mark.parametrize("kind", ["uvicorn workers", "hypercorn workers", "granian workers", "gunicorn workers"])
 def test_an_interrupt_from_a_terminal(kind):
-    """C01: Ctrl-C, which the terminal sends to the whole group, is a SIGTERM to the tasks: they finish."""
+    """C01, SN-04: Ctrl-C, which the terminal sends to the whole group, is a SIGTERM to the tasks: they finish."""
     with running(kind) as server:
         server.get("/work", name="short", count=200, seconds=0.5)
         server.tell_group(signal.SIGINT)
