@@ -51,6 +51,9 @@ def _require_json(request: AnyRequest) -> None:
     if media_type.strip().lower() != "application/json" or charset not in {"", "utf-8", "utf8"}:
         detail = "Send the registration as JSON in UTF-8, with the header Content-Type: application/json."
         raise HTTPException(status_code=415, detail=detail)
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        detail = "Send the registration as it is, without Content-Encoding."
+        raise HTTPException(status_code=415, detail=detail, headers={"Accept-Encoding": "identity"})
 
 
 async def _read_body(request: AnyRequest) -> bytes:

@@ -22,6 +22,16 @@ from marathon_app.settings import MailServer, PostgresServer, Settings
 # A self-signed certificate for localhost, valid for a hundred years. Its key protects nothing.
 CERTIFICATE = Path(__file__).parent / "localhost.pem"
 
+ROUTES = {
+    "/api/marathon-sequential": 200,
+    "/api/marathon-fire-and-forget": 201,
+    "/api/marathon-concurrent": 202,
+    "/api/marathon-waituntil": 201,
+    "/api/marathon-durable": 201,
+}
+WAITUNTIL = "/api/marathon-waituntil"
+THANKS = "Thanks for registering for our Marathon"
+
 
 def fields(**changes: Any) -> dict[str, Any]:
     """Return the fields of a registration as they are posted, with some of them changed."""
@@ -33,6 +43,11 @@ def fields(**changes: Any) -> dict[str, Any]:
         "distance": "half",
         **changes,
     }
+
+
+def runners(settings: Settings) -> list[str]:
+    """Return the addresses in the database."""
+    return [row[0] for row in select(settings.database, "SELECT email FROM runners")]
 
 
 def registration(**changes: Any) -> Registration:

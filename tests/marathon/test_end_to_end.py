@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -183,7 +184,7 @@ def test_sigterm_right_after_the_answer_loses_no_mail(tmp_path, outside):
 
 
 def test_a_kill_right_after_the_durable_answer_loses_nothing(tmp_path, outside, database):
-    """C08, D02: SIGKILL right after a -durable answer, then a start: one row, and the mail arrives."""
+    """C08, C09, D02: SIGKILL, the kernel's out of memory too, right after a -durable answer: one row, and the mail."""
     with running(tmp_path, MARATHON_SMTP_URL=outside.url, **database) as app:
         response = app.register("durable")
         app.process.kill()
@@ -340,3 +341,29 @@ def test_too_large_a_body_is_not_read(tmp_path):
             response = httpx.post(f"{app.url}/api/marathon-waituntil", content=content, headers=headers)
             assert response.status_code == 413
         assert app.client.get("/api/stats").json() == {"runners": 0}
+
+
+def test_a_thousand_connections_leave_nothing_behind(tmp_path, request):
+    """F14: a thousand connections at once, silent, halfway or answered, are gone when their clients are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))  # many machines allow 1024 unasked
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)))
+    with running(tmp_path) as app:
+        assert app.client.get("/api/stats").json() == {"runners": 0}
+        descriptors = Path(f"/proc/{app.process.pid}/fd")
+        before = len(list(descriptors.iterdir()))
+        with contextlib.ExitStack() as clients:
+            address = (app.client.base_url.host, app.client.base_url.port)
+            connections = [clients.enter_context(socket.create_connection(address)) for _ in range(1000)]
+            for number, connection in enumerate(connections):
+                text = b"GET /api/stats HTTP/1.1\r\nHost: x\r\n\r\n"
+                connection.sendall((b"", text[:20], text)[number % 3])
+            for connection in connections[2::3]:
+                assert connection.recv(12) == b"HTTP/1.1 200"
+            assert len(list(descriptors.iterdir())) >= before + 1000
+            assert app.register("waituntil").status_code == 201
+        wait_for(lambda: app.client.get("/dev/outbox").json())
+        wait_for(lambda: len(list(descriptors.iterdir())) <= before + 10)
+        code, output = app.stop()
+    assert code == 0, output
+    assert "Traceback" not in output
