@@ -68,7 +68,9 @@ def inspector_routes(settings: Settings, supervisor: Supervisor) -> list[ASGIRou
     """
     if not is_loopback(settings.host):
         return []
-    inspector = Inspector(supervisor, debug=True if are_offered(settings) else None)
+    # What the page itself asks for, several times a second, is not what it is about.
+    ignore = ["/dev/", "/api/stats", "/health/", *(f"/{name}" for name in FILES)]
+    inspector = Inspector(supervisor, debug=True if are_offered(settings) else None, ignore=ignore)
 
     @asgi(INSPECTOR, is_mount=True, copy_scope=True)
     async def inspect(scope: Scope, receive: Receive, send: Send) -> None:

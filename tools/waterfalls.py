@@ -12,7 +12,8 @@ from pathlib import Path
 
 import looptime
 
-from deferred import DeferredContext, Retry, Supervisor, concurrent, deferred, fire_and_forget, sequential
+from deferred import DeferredContext, Retry, Supervisor, concurrent, deferred, durable, fire_and_forget, sequential
+from deferred.engines.memory import MemoryEngine
 from deferred.inspector import RequestView
 from deferred.inspector._recorder import Recorder
 from deferred.inspector._views import view_requests
@@ -69,18 +70,26 @@ async def _both_beside(ctx: DeferredContext) -> None:
     await ctx.with_options(name=CONFIRM).run(send_mail)
 
 
+async def _store_both(ctx: DeferredContext) -> None:
+    with ctx.step(STORE):
+        await insert()
+        await ctx.enqueue(CONFIRM, delay=0.12)  # until a worker has found it
+
+
 PICTURES: dict[str, tuple[str, int, Handler]] = {
     "sequential": ("/api/marathon-sequential", 200, sequential(_register)),
     "fire-and-forget": ("/api/marathon-fire-and-forget", 201, fire_and_forget(_register)),
     "concurrent": ("/api/marathon-concurrent", 202, concurrent(_both_beside)),
     "waituntil": ("/api/marathon-waituntil", 201, deferred(_register)),
+    "durable": ("/api/marathon-durable", 201, durable(_store_both)),
     "retried": ("/api/marathon-waituntil", 201, lambda ctx: _register(ctx, Moody())),
     "failed": ("/api/marathon-waituntil", 201, lambda ctx: _register(ctx, refused)),
 }
 
 
 async def _record(path: str, status: int, handler: Handler) -> RequestView:
-    supervisor = Supervisor(on_error=lambda _: None)
+    supervisor = Supervisor(on_error=lambda _: None, engine=MemoryEngine())
+    supervisor.task(CONFIRM)(send_mail)
     recorder = Recorder(supervisor, count=1, size=10**6, age=60, arguments=False)
     async with supervisor:
         with supervisor.context(f"POST {path}") as ctx:

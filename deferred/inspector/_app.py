@@ -50,9 +50,11 @@ class Inspector:
         max_age: Seconds after which they are forgotten.
         arguments: Whether arguments of tasks that have ended are kept: by reference where they
             are plain values, else as a short text without secrets. Nobody sees them unasked.
+        ignore: How the paths begin (``"/health/"``) of requests that are shown only if they leave
+            work behind: what a load balancer or a page asks for all the time.
 
     Raises:
-        TypeError: `auth` is neither None nor callable.
+        TypeError: `auth` is neither None nor callable, or `ignore` is one string.
         ValueError: A bound is not positive.
 
     Example:
@@ -71,13 +73,19 @@ class Inspector:
         max_bytes: int = 32 * 1024 * 1024,
         max_age: float = 3600.0,
         arguments: bool = True,
+        ignore: tuple[str, ...] | list[str] = (),
     ) -> None:
         for name, bound in (("max_requests", max_requests), ("max_bytes", max_bytes), ("max_age", max_age)):
             if not bound > 0:
                 message = f"{name} must be more than 0, not {bound!r}"
                 raise ValueError(message)
+        if isinstance(ignore, str):
+            message = f"ignore must be a list of beginnings of paths, such as [{ignore!r}], not one string"
+            raise TypeError(message)
         self._access = Access(auth, debug=debug, hosts=None if hosts is None else tuple(hosts))
-        self._recorder = Recorder(supervisor, count=max_requests, size=max_bytes, age=max_age, arguments=arguments)
+        self._recorder = Recorder(
+            supervisor, count=max_requests, size=max_bytes, age=max_age, arguments=arguments, ignore=tuple(ignore)
+        )
         self._api = Api(self._recorder, self._access)
         self._streams = Streams(self._recorder)
 

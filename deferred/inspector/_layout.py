@@ -92,12 +92,14 @@ def duration(seconds: float | None) -> str:
     Example:
         >>> duration(0.0014), duration(0.181), duration(12.34), duration(75), duration(None)
         ('1.4 ms', '181 ms', '12.3 s', '1 min 15 s', '…')
+        >>> duration(0)  # a loop's clock may tick in whole milliseconds
+        '< 1 ms'
     """
     if seconds is None:
         return "…"
     milliseconds = seconds * 1000
     if milliseconds < 0.05:
-        return "< 0.1 ms"
+        return "< 0.1 ms" if seconds else "< 1 ms"
     if milliseconds < 9.95:
         return f"{milliseconds:.1f} ms"
     if milliseconds < 999.5:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from deferred._supervisor import Supervisor
+from deferred._task import TaskHandle
 from deferred.inspector._counts import Counts
-from deferred.inspector._records import Trace
+from deferred.inspector._records import Ended, Trace
+from deferred.inspector._stored import StoredWork
 
 __all__ = ["Memory"]
 
@@ -40,26 +45,51 @@ class Memory:
         self._live: dict[Any, Trace] = {}
         self._done: deque[Trace] = deque()
         self._watchers = 0
+        self.stored = StoredWork()
+        self._inline: set[TaskHandle[Any]] = set()  # those that run in a handler; known while somebody watches
 
     def _note(self, trace: Trace) -> None:
         """Let those who watch see that something of `trace` has changed."""
         self.change += 1
         trace.change = self.change
+        if trace.settled is not None:  # stored work has gone on; they are kept in the order of their changes
+            with contextlib.suppress(ValueError):  # it may have been forgotten
+                self._done.remove(trace)
+                self._done.append(trace)
 
     def _of(self, unit: Any, at: float) -> Trace:
         """Return the record of a unit of work; one that nobody has opened (``background``) begins now."""
-        trace = self._live.get(unit)
+        trace = self._live.get(unit) or self.stored.units.get(unit)
         if trace is None:
             self._last += 1
             trace = self._live[unit] = Trace(unit, self._last, at)
             self._note(trace)
         return trace
 
+    def _adopt(self, task: Any) -> tuple[Trace, Ended] | None:
+        """Return the record of the request that stored this delivery's job, which then has all of it; and the row."""
+        found = self.stored.find(task)
+        if found is not None and task._unit not in self.stored.units:
+            trace, _ = found
+            own = self._live.get(task._unit)
+            if own is not None:
+                trace.take(own)
+                self.ignore(task._unit)
+            self.stored.units[task._unit] = trace
+        return found
+
+    def _go_on(self, trace: Trace, at: float, before: int) -> None:
+        """Let a request be over when the last of its stored work is."""
+        if trace.settled is not None:
+            trace.settled = max(trace.settled, at)
+            self.size += trace.weight - before
+        self._note(trace)
+
     # -- bounds ------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
         while self._done and (len(self._done) > self._count or self.size > self._size):
-            self.size -= self._done.popleft().weight
+            self._let_go(self._done.popleft())
         while len(self._live) > self._count:  # more at a time than are kept: the oldest are let go of
             del self._live[next(iter(self._live))]
 
@@ -67,14 +97,18 @@ class Memory:
         """Forget what is older than `age`."""
         oldest = self.supervisor._launcher.now() - self._age
         while self._done and (self._done[0].settled or 0.0) < oldest:
-            self.size -= self._done.popleft().weight
+            self._let_go(self._done.popleft())
+
+    def _let_go(self, trace: Trace) -> None:
+        self.size -= trace.weight
+        self.stored.forget(trace)
 
     def forget(self, wanted: Callable[[Trace], bool]) -> int:
         """Forget the settled units of work that `wanted` says yes to; return how many."""
         gone = [trace for trace in self._done if wanted(trace)]
         for trace in gone:
             self._done.remove(trace)
-            self.size -= trace.weight
+            self._let_go(trace)
             self._remove(trace)
         return len(gone)
 
@@ -103,3 +137,21 @@ class Memory:
     def find(self, key: str) -> Trace | None:
         """Return the record of the unit of work with this id."""
         return next((trace for trace in self.traces() if trace.id == key), None)
+
+    def unfinished(self) -> dict[Trace, list[TaskHandle[Any]]]:
+        """Return the tasks that have not ended, by the record that they belong to."""
+        launcher = self.supervisor._launcher
+        units: dict[Any, list[TaskHandle[Any]]] = {}
+        for task in itertools.chain(tuple(launcher.tasks), tuple(launcher.detached), tuple(self._inline)):
+            if task._outcome is None:
+                if self.stored:
+                    self._adopt(task)
+                units.setdefault(task._unit, []).append(task)
+        found: dict[Trace, list[TaskHandle[Any]]] = {}
+        for unit, tasks in units.items():
+            found.setdefault(self._of(unit, min(task._created for task in tasks)), []).extend(tasks)
+        return found
+
+    def epoch(self) -> float:
+        """Return the time of day at which the loop's clock stood at zero: seconds since the epoch."""
+        return time.time() - self.supervisor._launcher.now()

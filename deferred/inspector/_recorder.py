@@ -7,9 +7,7 @@ task has ended, but arguments that are plain values; the oldest makes room.
 
 from __future__ import annotations
 
-import itertools
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from types import FunctionType
@@ -55,6 +53,7 @@ from deferred.inspector._records import (
     Trace,
     weight,
 )
+from deferred.inspector._stored import fill, postpone
 
 __all__ = ["Recorder"]
 
@@ -80,15 +79,25 @@ class Recorder(Memory):
         size: About how many bytes they may take.
         age: Seconds after which they are forgotten.
         arguments: Whether arguments of tasks that have ended are kept.
+        ignore: How the paths, or the labels, begin of requests that are shown only if they leave work behind.
     """
 
-    def __init__(self, supervisor: Supervisor, *, count: int, size: int, age: float, arguments: bool) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        *,
+        count: int,
+        size: int,
+        age: float,
+        arguments: bool,
+        ignore: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(supervisor, count=count, size=size, age=age)
+        self._ignored = ignore
         self.drain: tuple[DrainStarted, DrainFinished | None] | None = None
         self._keeps = arguments
         self._detached = supervisor._launcher.detached
         self._failures: dict[TaskHandle[Any], list[Attempt]] = {}
-        self._inline: set[TaskHandle[Any]] = set()  # those that run in a handler; known while somebody watches
         self._watching = threading.Lock()
         self._logs = LogLines(self)
         self._hooks: tuple[Hook, ...] = (
@@ -119,12 +128,17 @@ class Recorder(Memory):
     def _opened(self, event: ContextOpened) -> None:
         if event.at >= self.counts.next:
             self._turn(event.at)
+        if self._ignored and self._is_ignored(event.context.label):
+            return  # it begins with its first task, if it has one
         self.counts.requests += 1
         self._last = number = self._last + 1
         unit: Any = event.context
         self._live[unit] = trace = Trace(unit, number, event.at)
         if self._watchers:
             self._note(trace)
+
+    def _is_ignored(self, label: str) -> bool:
+        return label.startswith(self._ignored) or label.partition(" ")[2].startswith(self._ignored)
 
     @_told(ContextClosed)
     def _closed(self, event: ContextClosed) -> None:
@@ -142,6 +156,7 @@ class Recorder(Memory):
         unit: Any = event.context
         trace = self._live.get(unit)
         if trace is None:
+            self.stored.units.pop(unit, None)
             return
         if self._detached and self._is_loose(unit):
             trace.loose = True
@@ -176,6 +191,8 @@ class Recorder(Memory):
         task: Any = event.task
         if event.at >= self.counts.next:
             self._turn(event.at)
+        if self.stored and self._delivered(task, event.at, _OK):
+            return
         trace = self._live.get(task._unit) or self._of(task._unit, task._created)
         work = task._work
         ended = Ended(
@@ -215,9 +232,13 @@ class Recorder(Memory):
         self._end(event, Outcome.ABANDONED if isinstance(event, TaskAbandoned) else event.outcome)
 
     def _end(self, event: TaskEvent, outcome: Outcome) -> None:
-        task: Any = event.task
         if event.at >= self.counts.next:
             self._turn(event.at)
+        self._end_as(event.task, event.at, outcome, None)
+
+    def _end_as(self, task: Any, at: float, outcome: Outcome, failures: list[Attempt] | None) -> None:
+        if self.stored and self._delivered(task, at, outcome):
+            return
         trace = self._of(task._unit, task._created)
         ended = Ended(
             task.name,
@@ -225,7 +246,7 @@ class Recorder(Memory):
             task._instruction,
             task._created,
             task._started,
-            event.at,
+            at,
             outcome,
             task._attempts,
             task._execution,
@@ -234,12 +255,13 @@ class Recorder(Memory):
         if task._error is not None:
             ended.error = capture(task._error)
         self._complete(ended, task)
+        ended.failures = failures or ended.failures
         trace.add(ended)
         trace.size += weight(ended)
         self._note(trace)
         self._inline.discard(task)
         if trace.loose and not self._is_loose(task._unit, task):
-            self._settle(trace, task._unit, event.at)
+            self._settle(trace, task._unit, at)
 
     def _complete(self, ended: Ended, task: Any) -> None:
         """Add what most tasks do not have."""
@@ -251,9 +273,13 @@ class Recorder(Memory):
     @_told(TaskRetrying)
     def _retrying(self, event: TaskRetrying) -> None:
         task: Any = event.task
+        failure = Attempt(task._started, event.at, capture(event.error), event.delay)
+        if task._options.redelivery is not None:  # and so it has ended, for this time
+            self._postponed(task, event.at, failure)
+            return
         trace = self._of(task._unit, task._created)
         failures = self._failures.setdefault(task, [])
-        failures.append(Attempt(task._started, event.at, capture(event.error), event.delay))
+        failures.append(failure)
         if len(failures) > MOST_STEPS:
             del failures[MOST_STEPS // 2]
         self._note(trace)
@@ -275,7 +301,35 @@ class Recorder(Memory):
         ended = Ended(event.name, None, 0, event.at, 0.0, event.at, _OK, 0, Execution.DURABLE, event.id)
         ended.word = "enqueued"
         trace.add(ended)
+        self.stored.note(trace, ended)
         self._note(trace)
+
+    # -- stored work -----------------------------------------------------------------------------
+
+    def _delivered(self, task: Any, at: float, outcome: Outcome) -> bool:
+        """Write the end of a delivery into the row of its job; say whether it is known."""
+        found = self._adopt(task)
+        if found is None:
+            return False
+        trace, ended = found
+        before = trace.weight
+        fill(ended, task, at, outcome)
+        ended.error = None if task._error is None or outcome is _OK else capture(task._error)
+        if (task._args or task._kwargs) and self._keeps:
+            ended.arguments = keep_arguments(task)
+        self._go_on(trace, at, before)
+        return True
+
+    def _postponed(self, task: Any, at: float, failure: Attempt) -> None:
+        found = self._adopt(task)
+        if found is None:
+            self._end_as(task, at, Outcome.POSTPONED, [failure])
+            return
+        trace, ended = found
+        before = trace.weight
+        postpone(ended, task, at, failure)
+        trace.size += failure.error.size
+        self._go_on(trace, at, before)
 
     @_told(DrainStarted, DrainFinished)
     def _draining(self, event: DrainStarted | DrainFinished) -> None:
@@ -292,7 +346,7 @@ class Recorder(Memory):
 
     def add_line(self, unit: Any, line: Line) -> None:
         """Keep a line of the log; called in whatever thread wrote it."""
-        trace = self._live.get(unit)
+        trace = self._live.get(unit) or self.stored.units.get(unit)
         if trace is None:
             return
         lines = trace.lines = trace.lines or []
@@ -336,24 +390,9 @@ class Recorder(Memory):
     def touch(self) -> None:
         """Let those who watch see all that has not settled anew."""
         self.unfinished()
-        for trace in tuple(self._live.values()):
+        for trace in {*self._live.values(), *self.stored.units.values()}:
             self._note(trace)
-
-    def unfinished(self) -> dict[Any, list[TaskHandle[Any]]]:
-        """Return the tasks that have not ended, by their unit of work."""
-        launcher = self.supervisor._launcher
-        found: dict[Any, list[TaskHandle[Any]]] = {}
-        for task in itertools.chain(tuple(launcher.tasks), tuple(launcher.detached), tuple(self._inline)):
-            if task._outcome is None:
-                found.setdefault(task._unit, []).append(task)
-        for unit, tasks in found.items():
-            self._of(unit, min(task._created for task in tasks))
-        return found
 
     def failures(self, task: TaskHandle[Any]) -> Iterable[Attempt]:
         """Return the failed attempts of a task that has not ended."""
         return tuple(self._failures.get(task, ()))
-
-    def epoch(self) -> float:
-        """Return the time of day at which the loop's clock stood at zero: seconds since the epoch."""
-        return time.time() - self.supervisor._launcher.now()

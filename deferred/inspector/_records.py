@@ -146,6 +146,14 @@ class Trace(msgspec.Struct, eq=False):
         self.omitted += len(gone)
         self.ended = [known for place, known in enumerate(ended) if place not in gone]
 
+    def take(self, other: Trace) -> None:
+        """Take what was recorded of another unit of work that turns out to be a part of this one."""
+        self.steps = [*(self.steps or ()), *(other.steps or ())] or None
+        self.lines = [*(self.lines or ()), *(other.lines or ())][-MOST_LINES:] or None
+        for ended in other.ended or ():
+            self.add(ended)
+        self.size += other.size
+
     def settle(self, unit: UnitOfWork, at: float) -> None:
         """Let go of the context: what is kept of it is copied."""
         self.settled = at

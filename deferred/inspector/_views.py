@@ -138,12 +138,12 @@ def view_requests(recorder: Recorder, traces: Sequence[Trace]) -> list[RequestVi
     """Return what is shown of several units of work in a list."""
     unfinished = recorder.unfinished()
     epoch, now = recorder.epoch(), recorder.supervisor._launcher.now()
-    return [_View(recorder, trace, unfinished.get(trace.unit, ()), epoch, now).whole() for trace in traces]
+    return [_View(recorder, trace, unfinished.get(trace, ()), epoch, now).whole() for trace in traces]
 
 
 def view_request(recorder: Recorder, trace: Trace) -> RequestView:
     """Return one unit of work with all details but the arguments."""
-    unfinished = recorder.unfinished().get(trace.unit, ())
+    unfinished = recorder.unfinished().get(trace, ())
     now = recorder.supervisor._launcher.now()
     return _View(recorder, trace, unfinished, recorder.epoch(), now, details=True).whole()
 
@@ -184,7 +184,7 @@ class _View:
             execution=execution.value,
             status=status if isinstance(status, int) else None,
             response=self.time(trace.closed),
-            done=self.time(trace.settled),
+            done=None if self.tasks else self.time(trace.settled),
             error=trace.error.line if trace.error is not None else "",
             traceback=format_error(trace.error) if trace.error is not None and self.details else "",
             rows=self.rows(),
@@ -202,9 +202,14 @@ class _View:
 
     def rows(self) -> list[RowView]:
         rows = [self.step(step) for step in self.trace.steps or ()]
-        rows += [self.ended(ended) for ended in tuple(self.trace.ended or ())]
+        running = {task.id for task in self.tasks}  # a stored job's row is that of its delivery while it runs
+        rows += [self.ended(ended) for ended in tuple(self.trace.ended or ()) if not self.is_delivered(ended, running)]
         rows += [self.unfinished(task) for task in self.tasks]
         return sorted(rows, key=lambda row: row.created)
+
+    @staticmethod
+    def is_delivered(ended: Ended, running: set[str]) -> bool:
+        return bool(running) and ended.execution is Execution.DURABLE and ended.id in running
 
     def step(self, step: Step) -> RowView:
         started = _round(step.started - self.trace.opened)
@@ -241,9 +246,10 @@ class _View:
         )
 
     def unfinished(self, task: TaskHandle[Any]) -> RowView:
-        failures = tuple(self.recorder.failures(task))
+        known = self.recorder.stored.find(task)
+        failures = tuple(self.recorder.failures(task)) if known is None else tuple(known[1].failures or ())
         attempts = [self.failed(failure) for failure in failures]
-        waits = bool(failures) and failures[-1].started == task._started
+        waits = known is None and bool(failures) and failures[-1].started == task._started
         if task._attempts and not waits:
             # Without a time of its own it began before anybody recorded: it is shown from its registration on.
             attempts.append(self.attempt(task._started or task._created, None, None))
@@ -253,7 +259,7 @@ class _View:
             name=_name(task.name),
             state=(TaskState.RUNNING if task._attempts else TaskState.PENDING).value,
             execution=task.execution.value,
-            created=_round(task._created - self.trace.opened),
+            created=_round((task._created if known is None else known[1].created) - self.trace.opened),
             attempts=attempts,
             error=failures[-1].error.line if failures else "",
             site=task.site,

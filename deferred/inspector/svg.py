@@ -89,6 +89,10 @@ def render(request: RequestView, *, theme: str = "light") -> str:
             f'<path d="M{x} {_HEAD + 2}V{top - 2:g}" stroke="{colours.mark}" stroke-opacity=".65" '
             'stroke-width="1.5" stroke-dasharray="4 3"/>'
         )
+        share = request.response / request.span
+        anchor = "start" if share < 0.1 else "end" if share > 0.9 else "middle"
+        parts.append(_text(x, top + 9, "response sent", colours.faint, 10, anchor=anchor))
+        top += 10
     title = f"{request.label}: response {duration(request.response)}, all done {duration(request.done)}"
     height = top + 10
     size = f'viewBox="0 0 {_WIDTH} {height:g}" width="{_WIDTH}" height="{height:g}"'

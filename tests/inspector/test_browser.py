@@ -46,16 +46,24 @@ def test_the_geometry_is_that_of_the_recorded_times(served, browse, route):
         """rows => rows.map(row => {
             const track = row.querySelector(".track").getBoundingClientRect();
             const at = (x) => (x - track.left) / track.width;
-            return [...row.querySelectorAll(".bar, .sent")].map((bar) => {
+            return [...row.querySelectorAll(".bar")].map((bar) => {
                 const box = bar.getBoundingClientRect();
                 return [bar.className, at(box.left), at(box.right)];
             });
         })"""
     )
     assert len(drawn) == 1 + len(view["rows"])
-    for bars in drawn:
-        (sent,) = [left for kind, left, _ in bars if kind == "sent"]
-        assert sent == pytest.approx(view["response"] / whole, abs=0.005)
+    place, top, bottom = found.evaluate(
+        """card => {
+            const tracks = [...card.querySelectorAll(".track")].map(track => track.getBoundingClientRect());
+            const line = card.querySelector(".sent").getBoundingClientRect();
+            const [first, last] = [tracks[0], tracks.at(-1)];
+            const middle = (line.left + line.right) / 2;
+            return [(middle - first.left) / first.width, line.top - first.top, line.bottom - last.bottom];
+        }"""
+    )
+    assert place == pytest.approx(view["response"] / whole, abs=0.005)
+    assert top <= 0 <= bottom
     assert drawn[0][0][1:] == pytest.approx([0, view["response"] / whole], abs=0.005)
     for row, bars in zip(view["rows"], drawn[1:], strict=True):
         attempts = [bar for bar in bars if re.search(r"inside|done|failed", bar[0])]

@@ -6,7 +6,6 @@ import logging
 import pytest
 
 from deferred import NonRetryableError, Retry, Supervisor, TaskRejectedError
-from deferred.engines.memory import MemoryEngine
 from deferred.inspector import Inspector
 from tests.inspector.support import App, ask, opened, the_request
 
@@ -160,30 +159,6 @@ async def test_refused_work_is_a_row_of_its_own():
         request = await the_request(client)
     assert [row["state"] for row in request["rows"]] == ["succeeded", "rejected"]
     assert "max_per_context=1" in request["rows"][1]["error"]
-
-
-async def test_stored_work_is_a_row_of_its_own():
-    """What a request enqueues is seen in it; what runs it later is a record of its own with the same id."""
-    supervisor = Supervisor(engine=MemoryEngine())
-    app = App(supervisor)
-    ran = asyncio.Event()
-
-    @supervisor.task(name="mail")
-    async def mail():
-        ran.set()
-
-    @app.route("/r")
-    async def register(ctx):
-        await ctx.enqueue(mail)
-
-    async with opened(app) as client:
-        await client.get("/r")
-        await ran.wait()
-        await app.settle()
-        delivery, request = (await ask(client, "requests"))["requests"]
-    (stored,), (run,) = request["rows"], delivery["rows"]
-    assert (stored["state"], stored["execution"]) == ("enqueued", "durable")
-    assert (run["state"], run["name"], run["id"]) == ("succeeded", "mail", stored["id"])
 
 
 async def test_the_handlers_own_error(app, client):

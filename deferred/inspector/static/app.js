@@ -51,6 +51,7 @@ async function go() {
   stream ??= opened(0);
   current.select(route.id);
   if (route.id) {
+    detail.home = view("requests").address;
     await detail.open(route.id, route.task);
     if (before.id !== route.id) $("detail").querySelector(".close")?.focus({ preventScroll: true });
   } else if (detail.id) {
@@ -120,7 +121,7 @@ function help() {
 }
 
 function escape() {
-  if (route.id) location.hash = "#/requests";
+  if (route.id) location.hash = view("requests").address;
   else if (document.activeElement?.id === "search" && !document.activeElement.value) document.activeElement.blur();
   else current.escape();
 }

@@ -7,6 +7,7 @@ export class Detail {
   constructor(element) {
     this.element = element;
     this.id = null;
+    this.home = "#/requests"; // where closing leads
     this.shown = new Map(); // arguments that were asked for, by task
   }
 
@@ -45,7 +46,7 @@ export class Detail {
     const open = new Set([...this.element.querySelectorAll("details[open]")].map((each) => each.dataset.key));
     const held = this.element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
     this.element.replaceChildren(
-      h("a.close", { href: "#/requests", "aria-label": "Close the details", "data-key": "close" }, "×"),
+      h("a.close", { href: this.home, "aria-label": "Close the details", "data-key": "close" }, "×"),
       ...children.filter((child) => child !== null));
     this.element.hidden = false;
     document.body.classList.add("with-detail");

@@ -30,6 +30,7 @@ export const $ = (id) => document.getElementById(id);
 export function duration(seconds) {
   if (seconds === undefined || seconds === null) return "…";
   const ms = seconds * 1000;
+  if (ms === 0) return "< 1 ms"; // a loop's clock may tick in whole milliseconds
   if (ms < 0.05) return "< 0.1 ms";
   if (ms < 9.95) return `${ms.toFixed(1)} ms`;
   if (ms < 999.5) return `${ms.toFixed(0)} ms`;

@@ -1,7 +1,7 @@
 // The list of requests: the newest first, live.
 
 import { ask, attempt } from "./api.js";
-import { count, h } from "./dom.js";
+import { h } from "./dom.js";
 import { Card, Growth, isFailed } from "./waterfall.js";
 
 const MOST = 400;
@@ -22,8 +22,8 @@ export class Requests {
     this.more = h("button.more", { type: "button", hidden: true, onclick: () => attempt(() => this.load(true)) }, "Show older ones");
     this.element = h("section", { "aria-label": "Requests" },
       h("div.filters", {}, this.search,
-        h("label.check", {}, this.work, "with work"),
-        h("label.check", {}, this.failed, "failed"),
+        h("label.check", { title: "Only requests with steps or tasks" }, this.work, "with work"),
+        h("label.check", { title: "Only requests in which something failed" }, this.failed, "failed"),
         legend()),
       this.list, this.empty, this.more);
   }
@@ -31,9 +31,29 @@ export class Requests {
   refilter() {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
-      this.filter = { text: this.search.value.trim(), work: this.work.checked, failed: this.failed.checked };
+      this.take();
+      history.replaceState(null, "", this.address);
       attempt(() => this.load());
     }, 120);
+  }
+
+  take() {
+    this.filter = { text: this.search.value.trim(), work: this.work.checked, failed: this.failed.checked };
+  }
+
+  /** Where the list is found again as it is filtered. */
+  get address() {
+    const { text, work, failed } = this.filter;
+    const search = new URLSearchParams({ ...(text && { text }), ...(work && { work: 1 }), ...(failed && { failed: 1 }) });
+    return `#/requests${search.size ? `?${search}` : ""}`;
+  }
+
+  /** Take the filters of an address. */
+  arrive(search) {
+    this.search.value = search.get("text") ?? "";
+    this.work.checked = search.has("work");
+    this.failed.checked = search.has("failed");
+    this.take();
   }
 
   async load(older = false) {
@@ -142,10 +162,6 @@ export class Requests {
     this.work.checked = this.failed.checked = false;
     this.refilter();
     return true;
-  }
-
-  describe() {
-    return count(this.cards.size, "request");
   }
 }
 

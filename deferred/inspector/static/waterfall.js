@@ -51,15 +51,13 @@ function told(row, bars) {
   return [words(row.state), ...parts].join(", ");
 }
 
-function trackOf(bars, sent, label) {
+function trackOf(bars, label) {
   const pieces = bars.map(([kind, start, end]) => {
     const piece = h(`i.bar.${kind}`);
     piece.ends = [start, end];
     return piece;
   });
-  const mark = sent === undefined ? null : h("i.sent");
-  if (mark) mark.ends = [sent, sent];
-  return h("span.track", { role: "img", "aria-label": label }, ...pieces, mark);
+  return h("span.track", { role: "img", "aria-label": label }, ...pieces);
 }
 
 function tookOf(row) {
@@ -78,10 +76,54 @@ function rowOf(view, row) {
     : h("span.name", { title: name }, ...label);
   return h("li.row", { className: `row ${row.kind} is-${row.state}` },
     shown,
-    trackOf(bars, view.response, told(row, bars)),
+    trackOf(bars, told(row, bars)),
     h("span.took", {}, row.state === "enqueued" ? "enqueued" : duration(tookOf(row)),
       tried > 1 ? h("span.tries", { title: count(tried, "attempt") }, ` ×${tried}`) : null),
     row.error ? h("p.error", {}, clean(row.error.split("\n", 1)[0])) : null);
+}
+
+const STEPS = [1, 2, 5];
+const WIDE = 0.13; // of the axis: about what "response sent" takes, with room around it
+const narrow = matchMedia("(max-width: 640px)");
+
+/** The round time between two ticks of an axis of this length. */
+function stepOf(whole, most) {
+  for (let ten = 1e-6; ; ten *= 10) {
+    const step = STEPS.map((each) => each * ten).find((each) => whole / each <= most);
+    if (step) return step;
+  }
+}
+
+/** The time axis above the rows: ticks, and the line of the response through all of them. */
+class Axis {
+  constructor(sent) {
+    this.ticks = h("div.grid");
+    this.sent = sent === undefined ? null : h("i.sent", {}, h("span", {}, "response sent"));
+    this.at = sent;
+    this.element = h("div.over", { "aria-hidden": "true" }, this.ticks, this.sent);
+  }
+
+  paint(whole) {
+    const wide = narrow.matches ? 0.3 : document.body.classList.contains("with-detail") ? 0.24 : WIDE;
+    const step = stepOf(whole, wide === WIDE ? 8 : 5);
+    const place = this.at === undefined ? -1 : this.at / whole;
+    const left = place < wide / 2 ? place : place > 1 - wide / 2 ? place - wide : place - wide / 2;
+    if (this.sent) {
+      this.sent.style.left = `${100 * place}%`;
+      this.sent.className = place < wide / 2 ? "sent first" : place > 1 - wide / 2 ? "sent last" : "sent";
+    }
+    const count = Math.floor(whole / step + 1e-9) + 1;
+    while (this.ticks.children.length > count) this.ticks.lastChild.remove();
+    while (this.ticks.children.length < count) this.ticks.append(h("i.tick", {}, h("span")));
+    [...this.ticks.children].forEach((tick, number) => {
+      const at = number * step, x = at / whole;
+      tick.style.left = `${100 * x}%`;
+      const text = number ? duration(at).replace(".0 ", " ") : "0";
+      if (tick.textContent !== text) tick.firstChild.textContent = text;
+      const half = wide / 3.4;
+      tick.classList.toggle("mute", (place >= 0 && x > left - half && x < left + wide + half) || (number > 0 && x > 1 - half / 2));
+    });
+  }
 }
 
 /** Who draws one request; `update` takes what has changed of it, `paint` lets it grow. */
@@ -97,27 +139,33 @@ export class Card {
       + (view.omitted ?? 0);
     const status = view.status === undefined ? null : h("span.status", { className: `status s${String(view.status)[0]}` }, String(view.status));
     this.summary = h("span.summary");
-    const own = [[view.response === undefined ? "running" : "request", 0, view.response]];
+    const kind = view.response !== undefined ? "request" : view.done === undefined ? "running" : "cancelled";
+    const own = [[kind, 0, view.response ?? view.done]];
     const label = clean(view.route || view.label || "unit of work");
     const rows = [
-      h("li.row.own", {}, h("span.name", {}, "request"), trackOf(own, view.response, `request, ${duration(view.response)}`),
+      h("li.row.own", {}, h("span.name", {}, "request"), trackOf(own, `request, ${duration(view.response)}`),
         h("span.took", {}, duration(view.response)), view.error ? h("p.error", {}, clean(view.error)) : null),
       ...(view.rows ?? []).map((row) => rowOf(view, row)),
     ];
     if (view.omitted) rows.push(h("li.row.more", {}, h("span.name", {}, `and ${view.omitted} more`)));
     const held = this.element.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-    this.element.className = `card${isFailed(view) ? " bad" : ""}${isOpen(view) ? " open" : ""}`;
-    this.element.replaceChildren(
+    // A request that did its work and left nothing behind is a line: there is nothing to compare it with.
+    const plain = !isOpen(view) && rows.length === 1 && !view.error;
+    this.axis = plain ? null : new Axis(view.response);
+    const chosen = this.element.classList.contains("chosen") ? " chosen" : "";
+    this.element.className = `card${isFailed(view) ? " bad" : ""}${isOpen(view) ? " open" : ""}${plain ? " plain" : ""}${chosen}`;
+    this.element.replaceChildren(...[
       h("h2.head", {},
         h("a.go", { href: `#/requests/${view.id}` },
           status, " ", view.method ? h("span.method", {}, view.method) : null, " ", h("span.route", { title: label }, label)),
         h("span.chips", {},
           (view.rows ?? []).some((row) => row.kind === "task") || view.execution ? h("span.chip", {}, words(view.execution ?? "deferred")) : null,
-          deferred ? h("span.chip.strong", {}, `${deferred} deferred`) : null),
+          deferred ? h("span.chip.strong", {}, `${deferred} ${view.execution === "durable" ? "stored" : "deferred"}`) : null),
         this.summary),
-      h("ol.rows", {}, ...rows));
+      plain ? null : h("div.waterfall", {}, this.axis.element, h("ol.rows", {}, ...rows)),
+    ].filter(Boolean));
     if (held) [...this.element.querySelectorAll("a")].find((link) => link.getAttribute("href") === held)?.focus({ preventScroll: true });
-    this.pieces = [...this.element.querySelectorAll(".bar, .sent")];
+    this.pieces = [...this.element.querySelectorAll(".track .bar")];
     this.paint();
   }
 
@@ -128,12 +176,13 @@ export class Card {
   paint() {
     const whole = spanOf(this.view);
     const { response, done } = this.view;
-    const summary = `response ${duration(response)} · all done ${duration(done)}`;
+    const summary = this.axis ? `response ${duration(response)} · all done ${duration(done)}` : `response ${duration(response)}`;
     if (this.summary.textContent !== summary) this.summary.textContent = summary;
+    this.axis?.paint(whole);
     for (const piece of this.pieces) {
       const [start, end = whole] = piece.ends;
       piece.style.left = `${(100 * start) / whole}%`;
-      if (!piece.classList.contains("sent")) piece.style.width = `${(100 * Math.max(0, end - start)) / whole}%`;
+      piece.style.width = `${(100 * Math.max(0, end - start)) / whole}%`;
     }
   }
 }
