@@ -25,7 +25,7 @@ from deferred.testing._context import TestContext, make_test_context
 from deferred.testing._diversion import Conductor, Mode, divert, undivert
 from deferred.testing._faults import Fault, strike
 from deferred.testing._findings import Findings
-from deferred.testing._matching import Call, Registration
+from deferred.testing._matching import Registration, asked
 from deferred.testing._recorder import Assertions, Recorder
 from deferred.testing._waiting import blocking, cut, elsewhere, settled, strays_of
 
@@ -175,7 +175,7 @@ class Kit(Assertions, Conductor):
         return self.clock.delays
 
     def _asks_for(self, func: Asked, task: TaskHandle[Any]) -> bool:
-        return Call(func).asks_for(self._known.get(task) or Registration.of(task))
+        return asked(func).asks_for(self._known.get(task) or Registration.of(task))
 
     # -- what goes wrong --------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Kit(Assertions, Conductor):
         return self._inject(func, delay=seconds(delay, "delay", zero=True), times=times)
 
     def _inject(self, func: Injected, **what: Any) -> Fault:
-        fault = Fault(Call(func), self.findings.injected, **what)
+        fault = Fault(asked(func), self.findings.injected, **what)
         self._faults.append(fault)
         return fault
 

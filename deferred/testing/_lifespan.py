@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Self
+
+from deferred.exceptions import EventLoopError
 
 __all__ = ["App", "Lifespan"]
 
@@ -31,9 +34,16 @@ class Lifespan:
         """Start the app; one that knows no lifespan is served all the same.
 
         Raises:
+            EventLoopError: There is no asyncio event loop.
             RuntimeError: The app says that its start has failed.
             Exception: What the app has raised.
         """
+        if running_loop() is None:
+            message = (
+                "the client serves its app on asyncio, and no asyncio event loop runs here: under anyio's plugin, "
+                "run the test on the asyncio backend; on trio, where nothing can be deferred, use a client of your own"
+            )
+            raise EventLoopError(message)
         self._task = asyncio.get_running_loop().create_task(self._run())
         await self._ask("startup")
         return self

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from deferred._call import name_of
+from deferred._call import close_refused, name_of
 from deferred._events import Execution, TaskState
 from deferred._task import TaskHandle
 
-__all__ = ["Call", "Registration"]
+__all__ = ["Call", "Registration", "asked", "listed"]
 
 _LONGEST = 60
 
@@ -45,6 +45,32 @@ class Call(msgspec.Struct, frozen=True):
         if not self.args and not self.kwargs:
             return True
         return bool(_bound(func, self.args, self.kwargs) == _bound(func, args, kwargs))
+
+
+def asked(func: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Call:
+    """Return what a test asks for, or refuse what nothing could ever match.
+
+    Raises:
+        TypeError: `func` is neither a function nor a name, or could not be called with these arguments.
+    """
+    __tracebackhide__ = True
+    call = Call(func, args, kwargs or {})
+    if not isinstance(func, str) and not callable(func):
+        close_refused(func)
+        mend = f": write `{name_of(func)}` without calling it, then its arguments" if inspect.iscoroutine(func) else ""
+        message = f"deferred work is asked for by its function, or by the name of its task, not by {_short(func)}{mend}"
+        raise TypeError(message)
+    if not isinstance(func, str) and (args or kwargs):
+        try:
+            signature = inspect.signature(func)
+        except ValueError:  # that of some builtins is not known
+            return call
+        try:
+            signature.bind(*args, **call.kwargs)
+        except TypeError as error:
+            message = f"{call} could never be deferred: {error} (it takes {signature})"
+            raise TypeError(message) from None
+    return call
 
 
 class Registration(msgspec.Struct, frozen=True, eq=False):

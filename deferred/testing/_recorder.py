@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from deferred._events import Event, TaskDeferred
 from deferred._task import TaskHandle
-from deferred.testing._matching import Call, Registration, listed
+from deferred.testing._matching import Call, Registration, asked, listed
 
 __all__ = ["Assertions", "Recorder"]
 
@@ -48,9 +48,10 @@ class Assertions(abc.ABC):
 
         Raises:
             AssertionError: It was not; the message lists what was, and where.
+            TypeError: `func` is no function, or could not be called with these arguments.
         """
         __tracebackhide__ = True
-        call = Call(func, args, kwargs)
+        call = asked(func, args, kwargs)
         found = self._matching(call)
         if not found:
             message = f"{call} was not deferred. {listed(self.registrations)}"
@@ -66,7 +67,7 @@ class Assertions(abc.ABC):
             AssertionError: It was deferred more or less often.
         """
         __tracebackhide__ = True
-        call = Call(func, args, kwargs)
+        call = asked(func, args, kwargs)
         found = self._matching(call)
         if len(found) != times:
             message = f"{call} was deferred {len(found)} time(s), not {times}. {listed(self.registrations)}"
@@ -78,9 +79,10 @@ class Assertions(abc.ABC):
 
         Raises:
             AssertionError: It was.
+            TypeError: `func` is no function, or could not be called with these arguments.
         """
         __tracebackhide__ = True
-        call = Call(func, args, kwargs)
+        call = asked(func, args, kwargs)
         if self._matching(call):
             message = f"{call} was deferred. {listed(self.registrations)}"
             raise AssertionError(message)

@@ -42,16 +42,54 @@ async def test_arguments_are_compared_as_the_function_receives_them(ctx, args, k
         (("other@example.org",), {}),
         (("runner@example.org", "bye"), {}),
         ((ANY,), {"urgent": True}),
-        ((ANY, ANY, ANY, ANY), {}),
-        ((), {"nonsense": 1}),
     ],
 )
 async def test_other_arguments_do_not_match(ctx, args, kwargs):
-    """Also such as the function could not be called with."""
+    """One other argument is enough."""
     ctx.defer(send_mail, "runner@example.org")
     with pytest.raises(AssertionError, match="was not deferred"):
         ctx.kit.assert_deferred(send_mail, *args, **kwargs)
     ctx.kit.assert_not_deferred(send_mail, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("func", "args", "kwargs", "mend"),
+    [
+        (
+            send_mail,
+            (ANY, ANY, ANY, ANY),
+            {},
+            r"send_mail\(.*\) could never be deferred: too many positional arguments",
+        ),
+        (send_mail, (), {"nonsense": 1}, "could never be deferred: .* (it takes (to"),
+        (functools.partial(send_mail, "a"), ("b", "c", "d"), {}, "could never be deferred: too many"),
+        (7, (), {}, "by its function, or by the name of its task, not by 7"),
+        (None, (1,), {}, "not by None"),
+    ],
+)
+async def test_what_nothing_could_match_is_refused(ctx, func, args, kwargs, mend):
+    """A mistyped question is an error, and no assertion that cannot fail."""
+    ctx.defer(send_mail, "runner@example.org")
+    kit = ctx.kit
+    for ask in (kit.assert_deferred, kit.assert_not_deferred, functools.partial(kit.assert_deferred_times, 0)):
+        with pytest.raises(TypeError, match=mend.replace("(it takes (", r"\(it takes \(")):
+            ask(func, *args, **kwargs)
+
+
+async def test_a_function_that_was_called_is_refused(ctx):
+    """The coroutine is closed, and the message says how to ask."""
+    coroutine = send_mail("runner@example.org")
+    with pytest.raises(TypeError, match="write `send_mail` without calling it, then its arguments"):
+        ctx.kit.assert_not_deferred(coroutine)
+    assert coroutine.cr_frame is None
+
+
+async def test_a_builtin_without_a_signature_is_asked_for_all_the_same(ctx):
+    """Of `dict.update` Python does not know what it takes."""
+    stored = {}
+    ctx.defer(stored.update, {"a": 1})
+    ctx.kit.assert_deferred(stored.update, {"a": 1})
+    ctx.kit.assert_not_deferred(stored.update, {"a": 2})
 
 
 async def test_what_partials_bind_are_arguments(ctx):

@@ -159,6 +159,13 @@ async def test_a_delay_that_is_none_is_refused(delay):
 # -- the clock -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("error", ["no route", int, 0])
+async def test_what_is_no_error_is_refused(error):
+    """Where the test says so, and not in the task."""
+    with Kit() as kit, pytest.raises(TypeError, match="an exception, or a class of exceptions, not with"):
+        kit.fail(fine, error)
+
+
 async def test_retries_take_no_time_and_the_delays_are_known():
     """RT-04: an hour of backoff passes at once, and each wait can be asserted."""
     started = time.monotonic()

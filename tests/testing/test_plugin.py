@@ -297,10 +297,19 @@ def test_the_fixture_under_anyio(suite):
             if anyio_backend_name == "asyncio":
                 handler(fine)
                 await deferred.wait()
+
+        @pytest.mark.anyio
+        async def test_client(deferred):
+            async def app(scope, receive, send):
+                raise AssertionError("knows no lifespan")
+
+            async with deferred.client(app):
+                pass
         """,
         mode="strict",
     )
-    result.assert_outcomes(failed=2, passed=4)
+    result.assert_outcomes(failed=3, passed=5)
+    result.stdout.fnmatch_lines(["*EventLoopError: the client serves its app on asyncio*"])
 
 
 def test_a_project_without_any_of_it(suite):
