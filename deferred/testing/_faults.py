@@ -35,8 +35,8 @@ class Fault:
         delay: float | None = None,
         times: int | None = None,
     ) -> None:
-        kind: object = error if isinstance(error, type) else type(error)
-        if error is not None and not (isinstance(kind, type) and issubclass(kind, BaseException)):
+        kind: type = error if isinstance(error, type) else type(error)
+        if error is not None and not issubclass(kind, BaseException):
             message = f"an attempt fails with an exception, or a class of exceptions, not with {error!r}"
             raise TypeError(message)
         self._call = call
