@@ -8,10 +8,11 @@ import threading
 
 import pytest
 
-from deferred import DrainStarted, Retry, Supervisor, TaskFailed, current_task, defer, wait_until
+from deferred import Retry, Supervisor, TaskFailed, current_task, defer, wait_until
 from deferred.integrations.asgi import DeferredMiddleware
 from tests.integrations.asgi_client import Client, idle, turns
 from tests.integrations.raw_app import answer
+from tests.integrations.script import late
 
 variable = contextvars.ContextVar("variable", default="unset")
 
@@ -178,14 +179,8 @@ async def test_awaitables_start_at_registration(supervisor, script):
 async def test_work_runs_whether_the_handler_returned_or_failed_and_the_shutdown_waits(fails):
     """VP-14: the lifespan's shutdown is acknowledged after the work, of a failed handler too."""
     supervisor = Supervisor()
-    draining = asyncio.Event()
     done = []
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def work():
-        await draining.wait()
-        await turns(20)
-        done.append(list(client.lifespan.answers))
+    work = late(supervisor, lambda: done.append(list(client.lifespan.answers)))
 
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":

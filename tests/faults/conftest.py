@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deferred import _current
+from tests.faults.requests import Journal
 
 uvloop: Any = find_spec("uvloop") and import_module("uvloop")  # Windows and PyPy have none
 
@@ -30,3 +31,9 @@ def short_drains(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_other_supervisors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the supervisors of earlier tests that are not collected yet: they would decide out of scope."""
     _current.hosts.clear()
+
+
+@pytest.fixture
+def journal() -> Journal:
+    """What happened, in order."""
+    return Journal()

@@ -20,7 +20,7 @@ from deferred import (
 )
 from tests.integrations.adapter import FAILING, OK, Base
 from tests.integrations.asgi_client import Exchange, idle, turn, turns, until
-from tests.integrations.script import BoomError, is_current
+from tests.integrations.script import BoomError, is_current, late
 
 EXECUTIONS = ("sequential", "fire-and-forget", "concurrent", "deferred", "none")
 
@@ -61,13 +61,7 @@ class AppPromises(Base):
     async def test_the_drain_ends_before_the_apps_own_resources_close(self, script, supervisor):
         """Work that is under way at the shutdown ends while the app's own resource is still open."""
         self.needs("lifespan")
-        draining = asyncio.Event()
-        supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-        async def slow() -> None:
-            await draining.wait()
-            await turns(20)
-            script.note(f"open: {script.resource}")
+        slow = late(supervisor, lambda: script.note(f"open: {script.resource}"))
 
         script.act = lambda ctx: ctx.defer(slow)
         client = self.adapter.client(self.adapter.build(script, supervisor))

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from deferred import DeferredContext, current_context
-from tests.integrations.asgi_client import turn
+from deferred import DeferredContext, DrainStarted, Supervisor, current_context
+from tests.integrations.asgi_client import turn, turns
 
 
 class BoomError(Exception):
     """What ``/raises`` raises."""
+
+
+def late(supervisor: Supervisor, note: Callable[[], object]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Return a task that calls `note` when `supervisor` has drained for a while, and ends then."""
+    draining = asyncio.Event()
+    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
+
+    async def work() -> None:
+        await draining.wait()
+        await turns(20)
+        note()
+
+    return work
 
 
 class Script:

@@ -8,10 +8,10 @@ from aiohttp import web
 from deferred import ContextClosedError, DrainFinished, DrainStarted, NoCurrentContextError, Supervisor, defer
 from deferred.integrations.aiohttp import deferred_from, setup
 from tests.integrations.aiohttp_client import Client, serving
-from tests.integrations.asgi_client import idle, turns, until
+from tests.integrations.asgi_client import idle, until
 from tests.integrations.promises import Adapter, Promises
 from tests.integrations.raw_app import MARKS
-from tests.integrations.script import BoomError
+from tests.integrations.script import BoomError, late
 
 
 def routes(script, context):  # noqa: C901  # one function a route
@@ -325,13 +325,7 @@ async def test_signals_and_middlewares_of_the_app_may_defer(script):
 async def test_the_drain_comes_before_everything_the_app_closes(script, first):
     """B34: draining begins at ``on_shutdown``; the drain ends before any cleanup context or ``on_cleanup``."""
     supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow():
-        await draining.wait()
-        await turns(20)
-        script.note("work")
+    slow = late(supervisor, lambda: script.note("work"))
 
     async def handler(request):
         defer(slow)

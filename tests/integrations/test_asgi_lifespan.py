@@ -15,6 +15,7 @@ from deferred import (
 from deferred.integrations.asgi import DeferredMiddleware
 from tests.integrations.asgi_client import Client, turns
 from tests.integrations.raw_app import RawApp, answer, finish
+from tests.integrations.script import late
 
 
 async def raises(scope, receive, send):
@@ -34,13 +35,7 @@ async def returns(scope, receive, send):
 async def test_an_app_without_lifespan_is_drained_all_the_same(app, script, caplog):
     """Where the app knows no lifespan, the middleware plays its part: it opens, drains and warns of nothing."""
     supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow():
-        await draining.wait()
-        await turns(5)
-        script.note("drained")
+    slow = late(supervisor, lambda: script.note("drained"))
 
     async def with_work(scope, receive, send):
         if scope["type"] == "http":

@@ -8,7 +8,6 @@ import pytest
 
 from deferred import (
     ContextClosedError,
-    DrainStarted,
     NoCurrentContextError,
     Supervisor,
     current_context,
@@ -17,7 +16,7 @@ from deferred import (
 from deferred.integrations.asgi import DeferredMiddleware, deferred_from
 from tests.integrations.asgi_client import Client, idle, raw, serving, turns
 from tests.integrations.raw_app import RawApp, answer
-from tests.integrations.script import Script
+from tests.integrations.script import Script, late
 
 LARGE = 100_000
 GET = b"GET /%s HTTP/1.1\r\nhost: test\r\n\r\n"
@@ -110,13 +109,7 @@ async def test_a_failing_task_leaves_the_connection_open():
 async def test_uvicorn_waits_for_the_drain_at_its_shutdown(script):
     """A real server's shutdown ends after the work that its requests have left."""
     supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow():
-        await draining.wait()
-        await turns(20)
-        script.note("done")
+    slow = late(supervisor, lambda: script.note("done"))
 
     async def app(scope, receive, send):
         if scope["type"] != "http":

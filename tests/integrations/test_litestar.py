@@ -1,6 +1,5 @@
 """The promises, and what is particular to it, of Litestar with `DeferredPlugin`."""
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,12 +12,12 @@ from litestar.middleware import ASGIMiddleware
 from litestar.response import Redirect, Stream
 from litestar.types import Scope
 
-from deferred import DeferredContext, DrainStarted, Supervisor, current_context, defer
+from deferred import DeferredContext, Supervisor, current_context, defer
 from deferred.integrations.litestar import DeferredPlugin, deferred_from
-from tests.integrations.asgi_client import Client, idle, turns
+from tests.integrations.asgi_client import Client, idle
 from tests.integrations.promises import Adapter, Promises
 from tests.integrations.raw_app import MARKS
-from tests.integrations.script import BoomError, Script
+from tests.integrations.script import BoomError, Script, late
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*asyncio.iscoroutinefunction.*:DeprecationWarning")
 
@@ -244,13 +243,7 @@ async def test_guards_dependencies_and_hooks_of_the_framework_may_defer(script):
 async def test_the_plugin_drains_before_the_lifespan_managers_of_the_user(script):
     """Lifespan managers of the user close after the drain, wherever the plugin stands, and `on_shutdown` later."""
     supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow() -> None:
-        await draining.wait()
-        await turns(20)
-        script.note("work")
+    slow = late(supervisor, lambda: script.note("work"))
 
     @get("/")
     async def handler(ctx: NamedDependency[DeferredContext]) -> None:

@@ -1,16 +1,14 @@
 """The promises, and what is particular to it, of Quart with `DeferredQuart`."""
 
-import asyncio
-
 import pytest
 from quart import Blueprint, Quart, Response, abort, redirect, request, websocket
 
-from deferred import DrainStarted, Supervisor, TaskRejectedError, current_context, defer
+from deferred import Supervisor, TaskRejectedError, current_context, defer
 from deferred.integrations.quart import DeferredQuart, deferred_from
-from tests.integrations.asgi_client import Client, idle, turns
+from tests.integrations.asgi_client import Client, idle
 from tests.integrations.promises import Adapter, Promises
 from tests.integrations.raw_app import MARKS
-from tests.integrations.script import BoomError
+from tests.integrations.script import BoomError, late
 
 
 def blueprint(script, context):  # noqa: C901  # one function a route
@@ -268,15 +266,9 @@ async def test_hooks_of_the_framework_may_defer(script):
 async def test_the_drain_comes_before_after_serving(script):
     """Work ends before ``after_serving`` functions are called and before ``while_serving`` generators go on."""
     supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
     app = Quart("app")
     DeferredQuart(app, supervisor)
-
-    async def slow():
-        await draining.wait()
-        await turns(20)
-        script.note("work")
+    slow = late(supervisor, lambda: script.note("work"))
 
     @app.get("/")
     async def handler():

@@ -12,12 +12,12 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from deferred import DrainStarted, Supervisor, TaskRejected, TaskRejectedError, current_context, defer
+from deferred import Supervisor, TaskRejected, TaskRejectedError, current_context, defer
 from deferred.integrations import asgi
 from deferred.integrations.starlette import BackgroundTask, BackgroundTasks, DeferredMiddleware
 from tests.integrations.asgi_client import Client, idle, turns
 from tests.integrations.promises_background import BackgroundPromises
-from tests.integrations.script import BoomError
+from tests.integrations.script import BoomError, late
 
 
 def app_of(handler, supervisor, **options):
@@ -306,13 +306,7 @@ async def test_a_500_before_another_error_is_passed_on(script):
 async def test_the_drain_comes_before_the_lifespan_closes(script, way):
     """B33: wherever the middleware stands, work finds the app's own resources open."""
     supervisor = Supervisor()
-    draining = asyncio.Event()
-    supervisor.add_hook(lambda event: draining.set() if isinstance(event, DrainStarted) else None)
-
-    async def slow():
-        await draining.wait()
-        await turns(20)
-        script.note("work")
+    slow = late(supervisor, lambda: script.note("work"))
 
     async def handler(request):
         defer(slow)
