@@ -59,9 +59,9 @@ class Note(msgspec.Struct, omit_defaults=True):
         )
         return msgspec.json.encode(note).decode()
 
-    def begun(self) -> Note:
+    def begun(self, delivery: Delivery) -> Note:
         """Return the note as it is once an attempt begins."""
-        return self if self.since else msgspec.structs.replace(self, since=time.time())
+        return self if self.since else msgspec.structs.replace(self, since=delivery.now)
 
     def crashes(self, delivery: Delivery) -> int:
         """Return how many earlier deliveries ended with their process."""
@@ -72,7 +72,7 @@ class Note(msgspec.Struct, omit_defaults=True):
         return Redelivery(
             key=delivery.id,
             attempts=max(0, delivery.number - 1 - self.uncounted),
-            elapsed=max(0.0, time.time() - self.since),
+            elapsed=max(0.0, delivery.now - self.since),
             headers=delivery.headers,
         )
 

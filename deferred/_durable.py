@@ -11,7 +11,6 @@ import asyncio
 import inspect
 import logging
 import random
-import time
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any, Literal
@@ -199,8 +198,8 @@ class DurableWork:
         note = read_note(delivery.note)
         task = self.registry.named(delivery.name)
         if task is None or task.is_newer(delivery.headers):
-            since = note.unknown or time.time()
-            if time.time() - since < UNKNOWN_LIMIT:
+            since = note.unknown or delivery.now
+            if delivery.now - since < UNKNOWN_LIMIT:
                 # A rolling deployment: a newer worker knows it, or soon will.
                 delay = UNKNOWN_DELAY * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
                 return RetryIn(delay, note.after(counted=False, unknown=since))
@@ -216,7 +215,7 @@ class DurableWork:
             args, kwargs = task.read(delivery.payload, delivery.headers)
         except PayloadError as error:
             return self._bury(delivery, Dead("payload", str(error)))
-        note = note.begun()
+        note = note.begun(delivery)
         redelivery = note.redelivery(delivery)
         async with self._suspects.running(suspect=suspect):
             handle = self._launch(task, delivery, args, kwargs, redelivery)

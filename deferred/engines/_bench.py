@@ -17,7 +17,7 @@ import msgspec
 
 from deferred.engines._protocol import Delivery, Done, Engine, Job, Verdict
 
-__all__ = ["PATIENCE", "Bench", "Check", "Server", "crash", "expect", "job", "refuse_others", "until_settled"]
+__all__ = ["PATIENCE", "Bench", "Check", "Server", "crash", "expect", "job", "until_settled"]
 
 PATIENCE = 30.0
 """Seconds after which something that has not happened is taken not to happen."""
@@ -42,10 +42,11 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
 
     @contextlib.asynccontextmanager
     async def engine(self) -> AsyncGenerator[Engine]:
-        """Make an engine on the store, ready for use."""
+        """Make an engine on the store, ready for use; refuse a store that holds other people's jobs."""
         engine = make(self.factory, self.argument)
         await engine.setup()
         try:
+            await refuse_others(engine)
             yield engine
         finally:
             await engine.close()

@@ -108,6 +108,9 @@ where job_id = any($1::bigint[])
     and id > coalesce((select max(id) from @log f where f.job_id = l.job_id and f.status = 'failed'), 0)
 group by job_id
 """,
+    "known": """
+select headers->'deferred'->>'id' as id from @queue where headers->'deferred'->>'id' = any($1::text[])
+""",
     "live": """
 select headers->'deferred'->>'id' as id from @queue where dedupe_key = $1 and status in ('queued', 'picked')
 """,

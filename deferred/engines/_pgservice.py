@@ -135,6 +135,7 @@ class Service:
                     number=store.numbers.pop(row.id, row.attempts + 1),
                     note=envelope.note,
                     stored_at=row.created.timestamp(),
+                    delivered_at=row.updated.timestamp(),
                 )
             )
         except Exception as error:  # noqa: BLE001  # the contract of `serve`: it is delivered again

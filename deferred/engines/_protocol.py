@@ -9,6 +9,7 @@ payload or a note.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -65,7 +66,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
         queue: The queue it came from.
         number: Which delivery this is, from 1; those that ended with a dead process count.
         note: What the last `RetryIn` said; empty at first.
-        stored_at: When it was stored, in seconds since the epoch.
+        stored_at: When it was stored, in seconds since the epoch, on the store's own clock.
+        delivered_at: When it was delivered, likewise; 0 where the store's clock is the worker's.
     """
 
     id: str
@@ -76,6 +78,12 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 1
     note: str = ""
     stored_at: float = 0.0
+    delivered_at: float = 0.0
+
+    @property
+    def now(self) -> float:
+        """The time of this delivery, in seconds since the epoch: the same clock whichever worker asks."""
+        return self.delivered_at or time.time()
 
 
 class Done(msgspec.Struct, frozen=True):

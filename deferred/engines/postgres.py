@@ -26,6 +26,22 @@ from deferred.exceptions import EngineError
 __all__ = ["PostgresEngine"]
 
 PRUNED_AT_A_TIME = 10_000
+CONFLICTS: tuple[type[Exception], ...] = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+"""What PostgreSQL says when it has taken a transaction back because of another."""
+
+TRIES = 5
+"""How often it may say so, before it is the caller's to know."""
+
+CUT: tuple[type[Exception], ...] = (
+    ConnectionResetError,
+    BrokenPipeError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InterfaceError,
+)
+"""What is raised where a connection was lost while it was used, or before that and unnoticed."""
+
 COMMAND_TIMEOUT = 30.0
 """Seconds: what takes longer than this is a database that is gone, not one that is slow."""
 
@@ -168,11 +184,36 @@ class PostgresEngine:
         pool = await self._ready()
         if connection is not None:
             return await self._insert(await self._join(connection), jobs)
-        async with pool.acquire(timeout=self._connect_timeout) as own:
-            if len(jobs) == 1 and jobs[0].key is None:
-                return await self._insert(own, jobs)
-            async with own.transaction():
-                return await self._insert(own, jobs)
+        conflicts, cut = 0, False
+        while True:
+            try:
+                async with pool.acquire(timeout=self._connect_timeout) as own:
+                    return await self._store(own, jobs, perhaps_there=cut)
+            except CONFLICTS:
+                conflicts += 1
+                if conflicts == TRIES:
+                    raise  # it was taken back whole, again and again
+            except CUT:
+                # Whether it was stored nobody has said. A second cut is the caller's to know of.
+                if cut:
+                    raise
+                cut = True
+                await pool.expire_connections()
+
+    async def _store(self, connection: Any, jobs: Sequence[Job], *, perhaps_there: bool) -> list[str]:
+        """Store the jobs in a transaction of their own; what is there from a try before is not stored twice."""
+        if len(jobs) == 1 and jobs[0].key is None and not perhaps_there:
+            return await self._insert(connection, jobs)
+        async with connection.transaction():
+            if not perhaps_there:
+                return await self._insert(connection, jobs)
+            ids = [job.id for job in jobs]
+            known = {row["id"] for row in await connection.fetch(self._sql["known"], ids)}
+            if not known:  # not stored; or else all done by now, and then they are done once more
+                return await self._insert(connection, jobs)
+            keyed = [job for job in jobs if job.key is not None and job.id not in known]
+            found = dict(zip((job.id for job in keyed), await self._insert(connection, keyed), strict=True))
+            return [found.get(job_id, job_id) for job_id in ids]
 
     async def _insert(self, connection: Any, jobs: Sequence[Job]) -> list[str]:
         ids = [job.id for job in jobs]

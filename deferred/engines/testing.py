@@ -18,7 +18,7 @@ import itertools
 import time
 from collections.abc import Sequence
 
-from deferred.engines._bench import PATIENCE, Bench, Check, Server, crash, expect, job, refuse_others, until_settled
+from deferred.engines._bench import PATIENCE, Bench, Check, Server, crash, expect, job, until_settled
 from deferred.engines._protocol import Dead, Delivery, Depth, Done, RetryIn, Verdict
 from deferred.exceptions import EngineError
 
@@ -30,7 +30,6 @@ __all__ = ["CHECKS", "Bench", "Check"]
 async def delivers_what_was_stored(bench: Bench) -> None:
     """A job is delivered once, with all that it was stored with."""
     async with bench.engine() as engine:
-        await refuse_others(engine)
         text = '{"text":"\\u0001 ü 日本 🏃 \\" \\\\","many":[1,2.5,null,true],"deep":{"a":{"b":[{}]}}}'
         stored = job("send_mail", text.encode(), headers={"traceparent": "00-ab-cd-01", "x": "ü"})
         expect(await engine.enqueue([stored]), [stored.id], "the ids that enqueue returns")

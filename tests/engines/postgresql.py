@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import contextlib
+import os
 import secrets
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ class Proxy:
         self.delay = 0.0  # seconds, each way
         self.swallow = b""  # what holds this, sent by a client, cuts its connection
         self.forwards = False  # whether PostgreSQL is given it, and only the answer is lost
+        self.times = 1  # how often
         self.cuts = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -61,13 +63,14 @@ class Proxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             for stream in (questions, answers):
                 stream.transport.abort()
+                with contextlib.suppress(OSError):
+                    await stream.wait_closed()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, deaf: asyncio.Event) -> None:
         while (data := await source.read(65_536)) and not deaf.is_set():
             if self.delay:
                 await asyncio.sleep(self.delay)
-            if self.swallow and self.swallow in data:
-                self.swallow = b""
+            if self.cuts < self.times and self.swallow and self.swallow in data:
                 self.cuts += 1
                 deaf.set()
                 if self.forwards:
@@ -83,6 +86,7 @@ class Server:
     """One PostgreSQL in a temporary folder, reached by a socket. Lives as long as the tests."""
 
     def __init__(self, *, fsync: bool = False) -> None:
+        self._databases: dict[str, str] = {}  # each with the test that has it
         self.folder = Path(tempfile.mkdtemp(prefix="deferred-pg-"))
         self._server = PostgresServer(self.folder, cleanup_mode=None)
         atexit.unregister(self._server._cleanup)
@@ -94,14 +98,29 @@ class Server:
         return self._server.get_uri(database)
 
     async def new_database(self) -> str:
-        """Create a database, and return its URL."""
+        """Return the URL of an empty database: that of a test that is over, or a new one."""
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
+        for name, owner in self._databases.items():
+            if owner != test:
+                self._databases[name] = test
+                await self._empty(name)
+                return self.url(name)
         name = f"test_{secrets.token_hex(6)}"
-        connection = await asyncpg.connect(self.url())
-        try:
+        self._databases[name] = test
+        async with connected(self.url()) as connection:
             await connection.execute(f"create database {name}")
-        finally:
-            await connection.close()
         return self.url(name)
+
+    async def _empty(self, name: str) -> None:
+        async with connected(self.url(name)) as connection:
+            await connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where datname = current_database() and pid <> pg_backend_pid()"
+            )
+            await connection.execute(
+                f"set default_transaction_read_only = off; alter database {name} reset all; "
+                "drop schema public cascade; create schema public"
+            )
 
     def _control(self, *arguments: str) -> None:
         subprocess.run(
