@@ -43,8 +43,19 @@ UNKNOWN_DELAY = 10.0
 UNKNOWN_LIMIT = 3600.0
 """Seconds after which nobody is expected to know it: a rolling deployment takes minutes."""
 
+LONGEST_DELAY = 3_155_760_000.0
+"""Seconds: more than any store is asked to keep, and less than any overflows at."""
+
 CONTEXT = "deferred-context"
 LABEL = "deferred-label"
+
+
+def _delay(value: object) -> float:
+    found = seconds(value, "delay", zero=True)
+    if found > LONGEST_DELAY:
+        message = f"delay must be {LONGEST_DELAY:.0f} seconds (a hundred years) or less, not {value!r}"
+        raise ValueError(message)
+    return found
 
 
 class DurableWork:
@@ -106,7 +117,7 @@ class DurableWork:
         if delay is not None or key is not None:
             job = msgspec.structs.replace(
                 job,
-                delay=0.0 if delay is None else seconds(delay, "delay", zero=True),
+                delay=0.0 if delay is None else _delay(delay),
                 key=None if key is None else f"{registered.name}:{check_name(key, 'key')}",
             )
         (found,) = await engine.enqueue([job], connection)

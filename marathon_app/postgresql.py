@@ -62,6 +62,7 @@ _AWAY: Final = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    asyncpg.InternalClientError,  # what is cut off at the moment at which it begins
 )
 
 
@@ -287,7 +288,7 @@ class _Held:
     async def __aexit__(self, *_: object) -> None:
         try:
             await self.connection.__aexit__()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             # What was to be done is done; the pool has dropped the connection.
             logger.warning("A connection could not be given back: %s", type(error).__name__)
 

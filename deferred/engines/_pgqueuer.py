@@ -42,8 +42,13 @@ asyncpg: Any = untyped
 Pool: TypeAlias = Any
 Connection: TypeAlias = Any
 
-LOST: tuple[type[Exception], ...] = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-"""What asyncpg raises when the database is away, or refuses."""
+LOST: tuple[type[Exception], ...] = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""What asyncpg raises when the database is away, or refuses; the last where it is cut off at the wrong moment."""
 
 AGAIN = 0.2
 """Seconds between tries to write a verdict down while the database is away."""

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import random
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from deferred._retry import seconds
 from deferred.exceptions import EngineError
 
-__all__ = ["Trouble", "clean", "logger", "persist", "positive", "raw_connection", "stopped_within"]
+__all__ = ["Trouble", "Turns", "clean", "logger", "persist", "positive", "raw_connection", "stopped_within"]
 
 logger = logging.getLogger("deferred")
 
@@ -76,6 +77,23 @@ def raw_connection(connection: Any) -> Any:
             message = "that connection is not connected: use it inside `async with database.connection()`"
             raise EngineError(message) from error
     return connection
+
+
+class Turns:
+    """Whose statement may run on a connection, which takes one at a time. Lives as long as the engine."""
+
+    def __init__(self) -> None:
+        self._locks: weakref.WeakKeyDictionary[Any, asyncio.Lock] = weakref.WeakKeyDictionary()
+
+    def of(self, connection: Any) -> asyncio.Lock:
+        """Return the lock of a connection: that of `databases` where it is one of its, and else our own."""
+        known: Any = getattr(connection, "_query_lock", None)
+        if isinstance(known, asyncio.Lock):
+            return known
+        try:
+            return self._locks.setdefault(getattr(connection, "_con", None) or connection, asyncio.Lock())
+        except TypeError:  # nothing that could be a connection: whoever joins it says so
+            return asyncio.Lock()
 
 
 def positive(value: object, what: str) -> float:

@@ -20,7 +20,7 @@ from pgqueuer.adapters.persistence.queries import Queries
 from deferred.engines._pgqueuer import LOST, Connection, Envelope, Pool, Statements, arguments, asyncpg, columns
 from deferred.engines._pgservice import Service
 from deferred.engines._protocol import Capabilities, DeadJob, Depth, Handle, Job
-from deferred.engines._support import Trouble, positive, raw_connection, stopped_within
+from deferred.engines._support import Trouble, Turns, positive, raw_connection, stopped_within
 from deferred.exceptions import EngineError
 
 __all__ = ["PostgresEngine"]
@@ -39,6 +39,7 @@ CUT: tuple[type[Exception], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
 )
 """What is raised where a connection was lost while it was used, or before that and unnoticed."""
 
@@ -102,6 +103,7 @@ class PostgresEngine:
         self._table: tuple[Any, ...] | None = None
         self._statements: Statements | None = None
         self._joined: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._turns = Turns()
         # Neither the user nor the password of the URL is ever shown.
         self._trouble = Trouble(f"engine postgresql://{rest.rpartition('@')[2].partition('?')[0]}")
 
@@ -183,7 +185,8 @@ class PostgresEngine:
         """Store the jobs; see `Engine.enqueue`."""
         pool = await self._ready()
         if connection is not None:
-            return await self._insert(await self._join(connection), jobs)
+            async with self._turns.of(connection):
+                return await self._insert(await self._join(connection), jobs)
         conflicts, cut = 0, False
         while True:
             try:
@@ -247,7 +250,11 @@ class PostgresEngine:
                 "stored at once, in a transaction of its own"
             )
             raise EngineError(message)
-        if not raw.is_in_transaction():
+        try:
+            is_open = bool(raw.is_in_transaction())
+        except asyncpg.InterfaceError:  # its pool has it back
+            is_open = False
+        if not is_open:
             message = (
                 "no transaction is open on that connection, so nothing could be joined and the job was not stored: "
                 "open one (`async with connection.transaction():`), or leave `connection` out"

@@ -203,7 +203,11 @@ class SQLiteEngine:
                 "stored at once, in a transaction of its own"
             )
             raise EngineError(message)
-        if not raw.in_transaction and raw.isolation_level is None:
+        try:
+            is_open = raw.in_transaction or raw.isolation_level is not None
+        except ValueError:  # it is closed
+            is_open = False
+        if not is_open:
             message = (
                 "no transaction is open on that connection, so nothing could be joined and the job was not stored: "
                 "open one (`async with connection.transaction():`, or BEGIN), or leave `connection` out"

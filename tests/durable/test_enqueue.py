@@ -113,6 +113,7 @@ async def test_what_cannot_be_stored_is_refused_at_the_call(desk):
             (desk.enqueue("other"), UnknownTaskError),
             (desk.enqueue(lambda: None), TypeError),
             (desk.enqueue(task, 1, delay=-1), ValueError),
+            (desk.enqueue(task, 1, delay=1e10), ValueError),
             (desk.enqueue(task, 1, key="a\0"), ValueError),
             (desk.enqueue(task, 1, connection=object()), EngineError),
         ):

@@ -81,6 +81,45 @@ async def test_joins_raw_connections_and_those_of_pools(engine, postgres_url):
     assert (await engine.depth()).waiting == 3
 
 
+async def test_a_connection_that_is_no_longer_open_is_refused(engine, postgres_url):
+    """A connection that was closed, or that its pool has back, joins nothing, and the error says so. D01."""
+    raw = await asyncpg.connect(postgres_url)
+    await raw.close()
+    async with asyncpg.create_pool(postgres_url, min_size=0) as pool:
+        async with pool.acquire() as proxy:
+            pass
+        for connection in (raw, proxy):
+            with pytest.raises(EngineError, match="no transaction is open"):
+                await engine.enqueue([job()], connection)
+        with pytest.raises(EngineError, match=r"not a asyncpg\.pool\.Pool"):
+            await engine.enqueue([job()], pool)
+    assert (await engine.depth()).waiting == 0
+
+
+async def test_several_tasks_may_store_on_one_connection(engine, postgres_url):
+    """Jobs stored at once in one transaction wait for each other, and for the caller's own statements. D01."""
+    async with Database(postgres_url) as database, database.connection() as connection, connection.transaction():
+        reading = (connection.fetch_val("select 1") for _ in range(10))
+        await asyncio.gather(*(engine.enqueue([job()], connection) for _ in range(10)), *reading)
+    async with connected(postgres_url) as raw, raw.transaction():
+        await asyncio.gather(*(engine.enqueue([job(), job(key=f"{n}")], raw) for n in range(10)))
+    assert (await engine.depth()).waiting == 30
+
+
+async def test_savepoints_take_their_jobs_along(engine, postgres_url):
+    """A job of a savepoint that is rolled back is gone, and those around it stay. D01."""
+    async with Database(postgres_url) as database, database.connection() as connection, connection.transaction():
+        await engine.enqueue([job("outer")], connection)
+        with contextlib.suppress(ZeroDivisionError):
+            async with connection.transaction():
+                await engine.enqueue([job("inner")], connection)
+                raise ZeroDivisionError
+    async with Worker(engine) as worker:
+        assert (await worker.next()).name == "outer"
+        await until_settled(engine)
+        assert worker.delivered.empty()
+
+
 async def test_refuses_the_transaction_of_another_database(engine, postgres_server):
     """A job cannot be committed with rows of another database, so it is not stored; the transaction goes on. D01."""
     async with connected(await postgres_server.new_database()) as other, other.transaction():

@@ -87,6 +87,25 @@ async def test_refuses_a_connection_without_a_transaction(engine):
     assert (await engine.depth()).waiting == 0
 
 
+async def test_savepoints_take_their_jobs_along(engine):
+    """A job of a savepoint that is rolled back is gone, those around it stay; several tasks may store at once. D01."""
+    closed = await aiosqlite.connect(engine.path)
+    await closed.close()
+    with pytest.raises(EngineError, match="no transaction is open"):
+        await engine.enqueue([job()], closed)
+    async with (
+        Database(f"sqlite:///{engine.path}") as database,
+        database.connection() as connection,
+        connection.transaction(),
+    ):
+        await asyncio.gather(*(engine.enqueue([job(f"outer {n}")], connection) for n in range(5)))
+        with contextlib.suppress(ZeroDivisionError):
+            async with connection.transaction():
+                await engine.enqueue([job("inner")], connection)
+                raise ZeroDivisionError
+    assert (await engine.depth()).waiting == 5
+
+
 async def test_refuses_the_transaction_of_another_file(engine, tmp_path):
     """A job cannot be committed with rows of another database, so it is not stored in either. D01."""
     other = SQLiteEngine(tmp_path / "other.db")
