@@ -79,7 +79,7 @@ class Service:
             manager.entrypoint(queue, accepts_context=False, on_failure="hold")(partial(self._deliver, manager, store))
         running = asyncio.create_task(self._manage(manager, listener))
         self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        running.add_done_callback(self._over)
         over = [asyncio.create_task(event.wait()) for event in (self._stop, manager.shutdown)]
         try:
             await asyncio.wait({running, *over}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,6 +92,12 @@ class Service:
         if not self._stop.is_set():
             message = "the connection for notifications was lost"
             raise ConnectionError(message)
+
+    def _over(self, running: asyncio.Task[None]) -> None:
+        """Take note of the end of a manager, which nobody may wait for any more."""
+        self._running.discard(running)
+        if not running.cancelled() and (error := running.exception()) is not None:
+            self._trouble.tell("serving", error)
 
     async def _manage(self, manager: QueueManager, listener: Connection) -> None:
         batch = max(1, min(25, self._concurrency // 2))
