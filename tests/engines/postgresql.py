@@ -117,10 +117,9 @@ class Server:
                 "select pg_terminate_backend(pid) from pg_stat_activity "
                 "where datname = current_database() and pid <> pg_backend_pid()"
             )
-            await connection.execute(
-                f"set default_transaction_read_only = off; alter database {name} reset all; "
-                "drop schema public cascade; create schema public"
-            )
+            await connection.execute("set default_transaction_read_only = off")
+            await connection.execute(f"alter database {name} reset all")
+            await connection.execute("drop schema public cascade; create schema public")
 
     def _control(self, *arguments: str) -> None:
         subprocess.run(
