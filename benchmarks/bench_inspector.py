@@ -75,8 +75,9 @@ def bench_recorder(
         rounds=150,
         per=TASKS,
     )
+    # Missed since a task that nobody hears of became a third cheaper; what recording adds is the same.
     name = "a task, recorded" if run is defer_many else "a request with a task, recorded"
-    record(benchmark, name, loop, best, limit=LIMIT)
+    record(benchmark, name, loop, best, limit=LIMIT, aim=True)
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from deferred._events import Execution, TaskState
 from deferred.inspector._access import Access, Person, Refused, Role
 from deferred.inspector._arguments import keep_arguments, show_arguments
 from deferred.inspector._dead import DeadLetters, Filter, Order
-from deferred.inspector._http import JSON, TEXT, Answer, Scope, as_json
+from deferred.inspector._export import table
+from deferred.inspector._http import CSV, JSON, TEXT, Answer, Scope, as_json
 from deferred.inspector._recorder import Recorder
 from deferred.inspector._records import Ended, Trace
 from deferred.inspector._views import RequestView, RowView, view_request, view_requests
@@ -66,6 +67,8 @@ class Api:
                 answer = await self._request(key)
             case ["tasks"]:
                 answer = self._tasks(query)
+            case ["tasks.csv"]:
+                answer = self._table(query)
             case ["tasks", key, "arguments"]:
                 answer = self._arguments(key, person)
             case ["dead"]:
@@ -147,6 +150,20 @@ class Api:
         return trace
 
     def _tasks(self, query: Mapping[str, str]) -> Answer:
+        found, total, names = self._find_tasks(query)
+        states = [*(each.value for each in TaskState), "rejected", "enqueued"]
+        executions = [each.value for each in Execution]
+        about = {"names": sorted(names)[:MOST], "states": states, "executions": executions}
+        return as_json({"tasks": found, "total": total, **about})
+
+    def _table(self, query: Mapping[str, str]) -> Answer:
+        """Return the same tasks for a spreadsheet."""
+        found, _, _ = self._find_tasks({**query, "limit": query.get("limit", str(MOST))})
+        titles = ("task", "state", "execution", "request", "began", "waited", "ran", "attempts", "error", "id")
+        headers = {"Content-Disposition": 'attachment; filename="tasks.csv"'}
+        return Answer(table(titles, map(_line_of, found)), CSV, headers=headers)
+
+    def _find_tasks(self, query: Mapping[str, str]) -> tuple[list[dict[str, Any]], int, set[str]]:
         wanted = query.get("text", "")[:_SEARCH].casefold()
         name, state, execution = (query.get(each, "") for each in ("name", "state", "execution"))
         limit = _number(query, "limit", PAGE)
@@ -167,10 +184,7 @@ class Api:
                 total += fits
                 if fits and len(found) < limit:
                     found.append({"request": view.id, "label": view.label, "began": view.began, "task": row})
-        states = [*(each.value for each in TaskState), "rejected", "enqueued"]
-        executions = [each.value for each in Execution]
-        about = {"names": sorted(names)[:MOST], "states": states, "executions": executions}
-        return as_json({"tasks": found, "total": total, **about})
+        return found, total, names
 
     def _arguments(self, key: str, person: Person) -> Answer:
         if person.role is not Role.OPERATOR:
@@ -272,6 +286,16 @@ _BAD = frozenset({"failed", "cancelled", "abandoned", "rejected"})
 
 def _text_of(row: RowView, view: RequestView) -> str:
     return f"{row.name}\n{row.error}\n{row.id}\n{view.label}\n{view.id}".casefold()
+
+
+def _line_of(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    row: RowView = found["task"]
+    begun = row.attempts[0].started if row.attempts else None
+    waited = None if begun is None else round(begun - row.created, 6)
+    ran = None if begun is None or row.ended is None else round(row.ended - begun, 6)
+    began = round(found["began"] + row.created, 3)
+    about = (row.name, row.state, row.execution, found["label"], began, waited, ran)
+    return (*about, len(row.attempts), row.error.partition("\n")[0], row.id)
 
 
 def _query(scope: Scope) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import msgspec
 from deferred.inspector._access import Refused
 
 __all__ = [
+    "CSV",
     "HTML",
     "JSON",
     "POLICY",
@@ -48,6 +49,7 @@ SECURITY: Mapping[str, str] = {
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
+CSV = "text/csv; charset=utf-8"
 
 _LONGEST_BODY = 64 * 1024
 

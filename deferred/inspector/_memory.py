@@ -46,6 +46,7 @@ class Memory:
         self._done: deque[Trace] = deque()
         self._watchers = 0
         self.stored = StoredWork()
+        self._jobs = self.stored.jobs  # asked for every task whether there are any
         self._inline: set[TaskHandle[Any]] = set()  # those that run in a handler; known while somebody watches
 
     def _note(self, trace: Trace) -> None:
@@ -89,7 +90,10 @@ class Memory:
 
     def _make_room(self) -> None:
         while self._done and (len(self._done) > self._count or self.size > self._size):
-            self._let_go(self._done.popleft())
+            gone = self._done.popleft()
+            self.size -= gone.weight
+            if self._jobs:
+                self.stored.forget(gone)
         while len(self._live) > self._count:  # more at a time than are kept: the oldest are let go of
             del self._live[next(iter(self._live))]
 
@@ -101,7 +105,8 @@ class Memory:
 
     def _let_go(self, trace: Trace) -> None:
         self.size -= trace.weight
-        self.stored.forget(trace)
+        if self._jobs:
+            self.stored.forget(trace)
 
     def forget(self, wanted: Callable[[Trace], bool]) -> int:
         """Forget the settled units of work that `wanted` says yes to; return how many."""
@@ -144,7 +149,7 @@ class Memory:
         units: dict[Any, list[TaskHandle[Any]]] = {}
         for task in itertools.chain(tuple(launcher.tasks), tuple(launcher.detached), tuple(self._inline)):
             if task._outcome is None:
-                if self.stored:
+                if self._jobs:
                     self._adopt(task)
                 units.setdefault(task._unit, []).append(task)
         found: dict[Trace, list[TaskHandle[Any]]] = {}

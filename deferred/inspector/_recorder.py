@@ -189,9 +189,10 @@ class Recorder(Memory):
     @_told(TaskSucceeded)
     def _succeeded(self, event: TaskSucceeded) -> None:
         task: Any = event.task
-        if event.at >= self.counts.next:
-            self._turn(event.at)
-        if self.stored and self._delivered(task, event.at, _OK):
+        at = event.at
+        if at >= self.counts.next:
+            self._turn(at)
+        if self._jobs and self._delivered(task, at, _OK):
             return
         trace = self._live.get(task._unit) or self._of(task._unit, task._created)
         work = task._work
@@ -201,7 +202,7 @@ class Recorder(Memory):
             task._instruction,
             task._created,
             task._started,
-            event.at,
+            at,
             _OK,
             task._attempts,
             task._execution,
@@ -221,7 +222,7 @@ class Recorder(Memory):
             self._inline.discard(task)
             self._note(trace)
         if trace.loose and not self._is_loose(task._unit, task):
-            self._settle(trace, task._unit, event.at)
+            self._settle(trace, task._unit, at)
 
     @_told(TaskFailed)
     def _failed(self, event: TaskFailed) -> None:
@@ -237,7 +238,7 @@ class Recorder(Memory):
         self._end_as(event.task, event.at, outcome, None)
 
     def _end_as(self, task: Any, at: float, outcome: Outcome, failures: list[Attempt] | None) -> None:
-        if self.stored and self._delivered(task, at, outcome):
+        if self._jobs and self._delivered(task, at, outcome):
             return
         trace = self._of(task._unit, task._created)
         ended = Ended(

@@ -60,7 +60,7 @@ class Arguments(msgspec.Struct, frozen=True):
 
 
 @fast_stores
-class Ended(msgspec.Struct, eq=False):
+class Ended(msgspec.Struct, eq=False, gc=False):
     """A task that has ended, was refused, or was stored for later. Lives as long as the record of its unit of work."""
 
     name: str

@@ -21,28 +21,23 @@ class StoredWork:
     """
 
     def __init__(self) -> None:
-        self._jobs: OrderedDict[str, tuple[Trace, Ended]] = OrderedDict()
+        self.jobs: OrderedDict[str, tuple[Trace, Ended]] = OrderedDict()
         self.units: dict[Any, Trace] = {}  # of deliveries that are known, to the record of their request
-
-    def __bool__(self) -> bool:
-        """Say whether there is any."""
-        return bool(self._jobs)
 
     def note(self, trace: Trace, ended: Ended) -> None:
         """Remember who has stored a job."""
-        self._jobs[ended.id] = (trace, ended)
-        if len(self._jobs) > MOST:
-            self._jobs.popitem(last=False)
+        self.jobs[ended.id] = (trace, ended)
+        if len(self.jobs) > MOST:
+            self.jobs.popitem(last=False)
 
     def find(self, task: Any) -> tuple[Trace, Ended] | None:
         """Return the record of the request that has stored this delivery's job, and its row."""
-        return None if task._options.redelivery is None else self._jobs.get(task._id)
+        return None if task._options.redelivery is None else self.jobs.get(task._id)
 
     def forget(self, trace: Trace) -> None:
         """Forget the jobs of a request that is recorded no longer."""
-        if self._jobs:
-            for ended in trace.ended or ():
-                self._jobs.pop(ended.id, None)
+        for ended in trace.ended or ():
+            self.jobs.pop(ended.id, None)
 
 
 def fill(ended: Ended, task: Any, at: float, outcome: Outcome) -> None:

@@ -1,6 +1,8 @@
 """What the page is told: bounded, searched as text, secrets left out."""
 
 import asyncio
+import csv
+import io
 import re
 
 import msgspec
@@ -231,3 +233,28 @@ async def test_an_app_of_its_own(app):
     await app.inspector({"type": "lifespan"}, receive, send)
     await app.inspector({"type": "websocket", "path": "/"}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete", "websocket.close"]
+
+
+async def test_tasks_for_a_spreadsheet(app, client):
+    """G17: The table of tasks holds no cell that a spreadsheet would compute, whatever names and errors say."""
+    nasty = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "|x", "plain"]
+
+    @app.route("/r")
+    async def register(ctx):
+        for name in nasty:
+            ctx.with_options(name=name).defer(fail, name)
+
+    async def fail(text):
+        raise ValueError(text)
+
+    await client.get("/r")
+    await app.settle()
+    answer = await client.get(f"{PREFIX}/api/tasks.csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="tasks.csv"'
+    titles, *rows = csv.reader(io.StringIO(answer.text))
+    assert titles[:4] == ["task", "state", "execution", "request"]
+    assert sorted(row[0] for row in rows) == sorted([*(f"'{name}" for name in nasty[:-1]), "plain"])
+    assert not [each for row in rows for each in row if each.lstrip()[:1] in set("=+-@|%")]
+    filtered = await client.get(f"{PREFIX}/api/tasks.csv", params={"name": "plain"})
+    assert len(list(csv.reader(io.StringIO(filtered.text)))) == 2

@@ -115,7 +115,7 @@ async def test_the_work_of_others_is_a_record_of_its_own(failures):
     async with opened(shop.app) as client:
         await client.get("/r")
         shop.app.inspector.forget()
-        assert not shop.app.recorder.stored
+        assert not shop.app.recorder.stored.jobs
         await shop.empty()
         (request,) = (await ask(client, "requests"))["requests"]
     assert request["label"] == "GET /r"
@@ -130,7 +130,7 @@ async def test_the_jobs_of_a_request_that_made_room_are_forgotten():
     async with opened(shop.app) as client:
         for _ in range(5):
             await client.get("/r")
-        assert len(shop.app.recorder.stored._jobs) == 2
+        assert len(shop.app.recorder.stored.jobs) == 2
 
 
 async def test_requests_can_be_left_out():

@@ -31,14 +31,15 @@ export class Tasks {
     this.execution = choice("execution", "any execution", again);
     this.body = h("tbody");
     this.total = h("p.hint", { role: "status" });
-    this.empty = h("div.empty", { hidden: true }, h("p.big", {}, "No task matches."));
+    this.csv = h("a.button", { href: "api/tasks.csv", download: "tasks.csv" }, "CSV");
+    this.empty = h("div.empty", { hidden: true });
     this.more = h("button.more", { type: "button", hidden: true, onclick: () => { this.limit = 500; attempt(() => this.load()); } }, "Show more");
     this.limit = 100;
     const titles = ["Task", "State", "Execution", "Request", "Waited", "Ran", "Began"];
     this.table = h("table.tasks", {}, h("caption.away", {}, "Tasks, the newest first"),
       h("thead", {}, h("tr", {}, ...titles.map((title) => h("th", { scope: "col" }, title)))), this.body);
     this.element = h("section", { "aria-label": "Tasks" },
-      h("div.filters", {}, this.search, this.name, this.state, this.execution, this.total),
+      h("div.filters", {}, this.search, this.name, this.state, this.execution, this.total, this.csv),
       this.table, this.empty, this.more);
   }
 
@@ -78,7 +79,13 @@ export class Tasks {
     this.body.replaceChildren(...answer.tasks.map(lineOf));
     if (held) [...this.body.querySelectorAll("a")].find((link) => link.getAttribute("href") === held)?.focus({ preventScroll: true });
     this.total.textContent = count(answer.total, "task");
+    const filters = Object.entries(question).filter(([name, value]) => value && name !== "limit");
+    this.csv.href = `api/tasks.csv?${new URLSearchParams(filters)}`;
     this.empty.hidden = answer.tasks.length > 0;
+    if (!answer.tasks.length) {
+      this.empty.replaceChildren(h("p.big", {}, filters.length ? "No task matches." : "No task yet."),
+        h("p", {}, filters.length ? "Esc clears the filters." : "What requests defer appears here."));
+    }
     this.table.hidden = !answer.tasks.length;
     this.more.hidden = answer.total <= answer.tasks.length || this.limit > 100;
   }
