@@ -184,7 +184,7 @@ class _View:
             execution=execution.value,
             status=status if isinstance(status, int) else None,
             response=self.time(trace.closed),
-            done=None if self.tasks else self.time(trace.settled),
+            done=None if self.tasks or self.goes_on() else self.time(trace.settled),
             error=trace.error.line if trace.error is not None else "",
             traceback=format_error(trace.error) if trace.error is not None and self.details else "",
             rows=self.rows(),
@@ -206,6 +206,10 @@ class _View:
         rows += [self.ended(ended) for ended in tuple(self.trace.ended or ()) if not self.is_delivered(ended, running)]
         rows += [self.unfinished(task) for task in self.tasks]
         return sorted(rows, key=lambda row: row.created)
+
+    def goes_on(self) -> bool:
+        """Say whether stored work has failed and is to be delivered again."""
+        return any(ended.word == "enqueued" and ended.failures for ended in self.trace.ended or ())
 
     @staticmethod
     def is_delivered(ended: Ended, running: set[str]) -> bool:

@@ -92,7 +92,7 @@ export class Detail {
       h("h3", {}, h("span.state", { className: `state is-${row.state}` }, words(row.state)), " ", clean(row.name)),
       h("dl.facts", {},
         ...(isTask ? fact("waited", begun === undefined ? "…" : duration(begun - row.created)) : []),
-        ...fact(isTask ? "ran" : "took", begun === undefined || row.ended === undefined ? "…" : duration(row.ended - begun)),
+        ...fact(isTask ? "ran" : "took", begun === undefined || row.ended === undefined || row.state === "enqueued" ? "…" : duration(row.ended - begun)),
         ...(isTask ? fact("execution", words(row.execution)) : []),
         ...(row.outcome && row.outcome !== row.state ? fact("outcome", words(row.outcome)) : []),
         ...(row.site ? fact("deferred at", h("code.site", {}, clean(row.site))) : []),

@@ -18,6 +18,12 @@ export class Requests {
     this.work = h("input", { type: "checkbox", onchange: () => this.refilter() });
     this.failed = h("input", { type: "checkbox", onchange: () => this.refilter() });
     this.list = h("div.list", { role: "feed", "aria-label": "Requests, the newest first" });
+    let width = 0;
+    new ResizeObserver(() => { // the labels of an axis have other room now
+      if (this.list.clientWidth === width) return;
+      width = this.list.clientWidth;
+      for (const card of this.cards.values()) card.paint();
+    }).observe(this.list);
     this.empty = h("div.empty", { hidden: true });
     this.more = h("button.more", { type: "button", hidden: true, onclick: () => attempt(() => this.load(true)) }, "Show older ones");
     this.element = h("section", { "aria-label": "Requests" },

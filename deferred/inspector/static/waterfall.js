@@ -77,7 +77,7 @@ function rowOf(view, row) {
   return h("li.row", { className: `row ${row.kind} is-${row.state}` },
     shown,
     trackOf(bars, told(row, bars)),
-    h("span.took", {}, row.state === "enqueued" ? "enqueued" : duration(tookOf(row)),
+    h("span.took", {}, row.state === "enqueued" ? "stored" : duration(tookOf(row)),
       tried > 1 ? h("span.tries", { title: count(tried, "attempt") }, ` ×${tried}`) : null),
     row.error ? h("p.error", {}, clean(row.error.split("\n", 1)[0])) : null);
 }
