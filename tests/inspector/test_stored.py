@@ -72,9 +72,17 @@ async def test_each_delivery_is_an_attempt():
     shop = Shop(failures=2)
     async with opened(shop.app) as client:
         await client.get("/r")
+        while not (request := (await ask(client, "requests"))["requests"][0])["rows"][0].get("attempts"):
+            await asyncio.sleep(0.1)
+        while shop.supervisor._launcher.tasks:
+            await asyncio.sleep(0.1)
+        (request,) = (await ask(client, "requests"))["requests"]
+        assert request["rows"][0]["state"] == "enqueued"
+        assert "done" not in request  # it is to be tried again
         await shop.empty()
         assert (await ask(client, "requests"))["total"] == 1
         request = await the_request(client)
+        assert "done" in request
         assert shop.app.recorder._failures == {}
     mail = request["rows"][0]
     assert mail["state"] == "succeeded"
