@@ -230,7 +230,7 @@ def test_many_accepted_mails_survive_sigterm(tmp_path, outside):
 
 
 def test_ctrl_c_ends_in_order_too(tmp_path, outside):
-    """C04: SIGINT drains as SIGTERM does, and the exit code is 0."""
+    """SN-04: SIGINT drains as SIGTERM does, and the exit code is 0."""
     with running(tmp_path, MARATHON_SMTP_URL=outside.url) as app:
         app.register("waituntil")
         code, output = app.stop(signal.SIGINT)

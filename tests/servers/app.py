@@ -6,12 +6,17 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from urllib.parse import parse_qs
 
 from deferred import DrainStarted, Supervisor, current_context, defer
 from deferred.integrations.asgi import DeferredMiddleware
 
 FOLDER = os.environ["SERVERS_FOLDER"]
+
+if "SERVERS_CLOCK" in os.environ:  # seconds that the clock of the machine is wrong by
+    right, wrong = time.time, float(os.environ["SERVERS_CLOCK"])
+    time.time = lambda: right() + wrong
 
 logging.basicConfig(
     filename=f"{FOLDER}/log", format="%(process)d %(name)s %(levelname)s %(message)s", level=logging.INFO
@@ -145,6 +150,7 @@ class ASGI(App):
     async def lifespan(self, receive, send):
         """Open and close what tasks use."""
         await receive()
+        note(f"year {time.gmtime(time.time()).tm_year}")
         await send({"type": "lifespan.startup.complete"})
         note(f"serving {os.getpid()}")
         await receive()

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -16,7 +17,7 @@ WAITED = "which still waited for 1 unfinished task(s)"
 
 @pytest.mark.parametrize("kind", SERVERS)
 def test_sigterm_while_tasks_run(kind):
-    """C01, C29, SN-04, SN-07, SN-08: 200 tasks of half a second finish, once each; the app closes after them."""
+    """C01, SN-04, SN-07, SN-08: 200 tasks of half a second finish, once each; the app closes after them."""
     with running(kind) as server:
         server.get("/work", name="short", count=200, seconds=0.5)
         server.tell()
@@ -24,6 +25,19 @@ def test_sigterm_while_tasks_run(kind):
         assert sorted(server.done()) == TASKS, server.story()
         assert [unhappy for _, *unhappy in server.drains()] == [[0, 0, 0]]
         assert server.journal()[-1] == "app closed"
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_a_machine_whose_clock_is_wrong(years):
+    """C29: where the time of day is years off, work finishes at SIGTERM, and what is late is cancelled, as ever."""
+    with running("uvicorn", SERVERS_CLOCK=str(years * 31_557_600), **BRIEF) as server:
+        server.get("/work", name="short", count=20, seconds=0.2)
+        server.get("/long", kinds=1)
+        server.wait_until_noted("started endless_job")
+        server.tell()
+        server.wait_until_gone()
+        assert server.drains() == [(20, 0, 1, 0)], server.story()
+        assert f"year {time.gmtime(time.time() + years * 31_557_600).tm_year}" in server.journal()
 
 
 @pytest.mark.parametrize("kind", SERVERS)
