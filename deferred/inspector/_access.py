@@ -34,7 +34,8 @@ _FAILURES = 10
 _ALL_FAILURES = 200
 _WINDOW = 60.0
 _ADDRESSES = 1000
-_FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
+_PROXIES = (b"x-forwarded", b"x-original-", b"x-envoy-", b"cf-", b"fastly-", b"x-amzn-", b"x-cluster-client")
+_PROXY = frozenset({b"forwarded", b"x-real-ip", b"via", b"true-client-ip", b"x-client-ip", b"cdn-loop"})
 _DEBUG = "DEFERRED_DEBUG"
 
 
@@ -200,7 +201,7 @@ class Access:
 
     def _check_loopback(self, scope: Scope) -> None:
         client = scope.get("client")
-        forwarded = any(name in _FORWARDED for name, _ in scope.get("headers", ()))
+        forwarded = any(_is_of_a_proxy(bytes(name).lower()) for name, _ in scope.get("headers", ()))
         if not self._debug or not client or not is_loopback(str(client[0])) or forwarded:
             text = (
                 "The inspector is closed: without `auth` it serves this machine alone, without a proxy between, and "
@@ -246,6 +247,10 @@ def is_loopback(name: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool(address.is_loopback or (mapped is not None and mapped.is_loopback))
+
+
+def _is_of_a_proxy(name: bytes) -> bool:
+    return name in _PROXY or name.startswith(_PROXIES)
 
 
 def _host_name(header: bytes) -> str:
