@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Record:
         self.lines: dict[str, dict[int, set[str]]] = {}
         self.killers: dict[str, str] = {}
         self.survived: list[str] = []
+        self._seen: dict[str, Counter[str]] = {}
 
     @classmethod
     def load(cls) -> "Record":
@@ -70,7 +71,10 @@ class Record:
             for module, found in self.lines.items()
         }
         STORE.parent.mkdir(exist_ok=True)
-        STORE.write_text(json.dumps({**vars(self), "lines": lines, "tests": tests}))
+        STORE.write_text(json.dumps({**self._kept(), "lines": lines, "tests": tests}))
+
+    def _kept(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def refresh(self) -> None:
         """Run the tests that have changed since, or all of them when the core has."""
@@ -92,9 +96,12 @@ class Record:
         self.save()
 
     def tests(self, module: str, lines: Iterable[int]) -> list[str]:
-        """Return the tests that execute one of these lines, the fastest first."""
+        """Return the tests that execute one of these lines, first those that are fast and see much of the module."""
         known = self.lines.get(module, {})
-        return sorted(set().union(*(known.get(line, set()) for line in lines)), key=self.seconds.__getitem__)
+        if module not in self._seen:
+            self._seen[module] = Counter(test for hit in known.values() for test in hit)
+        seen, found = self._seen[module], set().union(*(known.get(line, set()) for line in lines))
+        return sorted(found, key=lambda test: self.seconds[test] / seen[test])
 
 
 def silence(*streams: int) -> None:

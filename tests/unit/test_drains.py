@@ -1,0 +1,211 @@
+"""What a drain is told by and tells, where a small slip would go unseen: times, reports, mounted apps, late work."""
+
+import asyncio
+
+import pytest
+
+from deferred import (
+    DrainFinished,
+    DrainStarted,
+    EventLoopError,
+    Execution,
+    Outcome,
+    Supervisor,
+    TaskRejectedError,
+    TaskState,
+)
+from tests.faults.support import Told, nothing_left
+from tests.proof.clock import VirtualLoop, run
+
+
+async def fine():
+    """Succeed."""
+
+
+async def forever():
+    """Wait for what never comes."""
+    await asyncio.get_running_loop().create_future()
+
+
+async def stubborn():
+    """Ignore one cancellation, for a long time."""
+    try:
+        await forever()
+    except asyncio.CancelledError:
+        await forever()
+
+
+def now():
+    """Return the virtual time."""
+    return asyncio.get_running_loop().time()
+
+
+def test_what_is_told_of_a_drain():
+    """S11: the beginning says how much is left and until when, the end how long it took, whoever joined gets all."""
+
+    async def main():
+        told = Told()
+        async with Supervisor(hooks=[told], cancel_grace=1) as supervisor:
+            await asyncio.sleep(3)
+            with supervisor.context() as ctx:
+                ctx.defer(asyncio.sleep, 1)
+                ctx.defer(forever)
+            joined = asyncio.ensure_future(supervisor.drain())
+            await asyncio.sleep(0)
+            assert ctx.deadline == 23
+            reports = await asyncio.gather(joined, supervisor.drain(1))
+        (began, _), (ended, _) = told.of(DrainStarted), told.of(DrainFinished)
+        assert (began.unfinished, began.deadline, began.at) == (2, 23, 3)
+        assert (ended.duration, ended.at) == (20, 23)
+        assert reports == [ended.report, ended.report]
+        assert (ended.report.finished, len(ended.report.cancelled)) == (1, 1)
+        assert ctx.deadline is None
+
+    run(main())
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_mounted_app_is_drained_in_the_same_time(opened, caplog):
+    """S11: a supervisor that another has adopted is drained with it, by its time, and needs no opening of its own."""
+
+    async def main():
+        outer, inner = Supervisor(drain_timeout=5), Supervisor(drain_timeout=50)
+        outer.adopt(inner)
+        inner.adopt(outer)  # makes no circle
+        async with outer:
+            if opened:
+                inner.open()
+            with inner.context() as ctx:
+                handle = ctx.defer(forever)
+            await outer.drain(2)
+            assert now() == 2
+            with inner.context() as ctx:
+                later = ctx.defer(forever)
+        assert now() == 7
+        assert (handle.outcome, later.outcome) == (Outcome.CANCELLED_BY_DRAIN, Outcome.CANCELLED_BY_DRAIN)
+        assert nothing_left(inner)
+
+    run(main())
+    assert "never opened" not in caplog.text
+
+
+def test_an_adopted_launcher():
+    """The supervisor of one launcher adopts that of another: what a mounted app's middleware asks for."""
+
+    async def main():
+        outer, inner = Supervisor(), Supervisor()
+        async with outer:
+            outer._launcher.adopt(inner._launcher)
+            with inner.context() as ctx:
+                handle = ctx.defer(asyncio.sleep, 1)
+            await outer.drain()
+            assert handle.state is TaskState.SUCCEEDED
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("work", "ends", "at"), [(fine, "succeeded", 0), (forever, "cancelled", 3), (stubborn, "abandoned", 5)]
+)
+def test_work_of_a_hook_that_hears_of_the_end(work, ends, at):
+    """S11: what a hook registers as it is told of the last drain has the same time again, and is not left behind."""
+
+    async def main():
+        handles = []
+
+        def last_words(event):
+            if isinstance(event, DrainFinished) and not handles:
+                with supervisor.context() as ctx:
+                    handles.append(ctx.defer(work))
+
+        supervisor = Supervisor(hooks=[last_words], drain_timeout=3, cancel_grace=2)
+        async with supervisor:
+            pass
+        assert now() == at
+        assert handles[0].state.value == ends
+        assert nothing_left(supervisor)
+
+    run(main())
+
+
+@pytest.mark.parametrize(("seconds", "at"), [(1, 5), (100, 10)])
+def test_a_task_that_drains_during_a_drain(seconds, at):
+    """S7, S11: a task that drains while its supervisor does waits for the others, at most until that one's deadline."""
+
+    async def main():
+        times = []
+
+        async def drains():
+            await asyncio.sleep(4)
+            try:
+                await supervisor.drain(seconds)
+            finally:
+                times.append(now())
+
+        async with Supervisor(cancel_grace=1) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.defer(drains)
+                other = ctx.defer(forever)
+            report = await supervisor.drain(10)
+        assert times == [at]
+        assert other.done()
+        assert report.finished == (seconds == 1)
+
+    run(main())
+
+
+def test_a_loop_that_is_neither_running_nor_closed():
+    """A supervisor whose loop stands still with work on it belongs to that loop; without work it may leave it."""
+    supervisor, loop = Supervisor(cancel_grace=0), VirtualLoop()
+
+    async def begin():
+        supervisor.open()
+        with supervisor.context() as ctx:
+            return ctx.defer(forever)
+
+    async def elsewhere():
+        with supervisor.context() as ctx:
+            return ctx.defer(fine)
+
+    handle = loop.run_until_complete(begin())
+    with pytest.raises(EventLoopError, match=r"^fine was not accepted: .* event loop VirtualLoop at 0x"):
+        run(elsewhere())
+    handle.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert handle.done()
+    assert run(elsewhere()).name == "fine"
+    loop.close()
+
+
+def test_waiting_work_that_nobody_drains_counts():
+    """S10: fire-and-forget work that waits takes room as any other does."""
+
+    async def main():
+        async with Supervisor(max_running=1, max_pending=2) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.FIRE_AND_FORGET
+                for _ in range(3):
+                    await ctx.run(forever)
+                with pytest.raises(TaskRejectedError, match=r"2 tasks wait already \(max_pending=2\)"):
+                    await ctx.run(forever)
+                with pytest.raises(TaskRejectedError, match=r"2 tasks wait already"):
+                    ctx.defer(fine)
+
+    run(main())
+
+
+def test_the_words_of_a_supervisor_that_is_shut():
+    """A supervisor that ends with detached work says that it is abandoned, and nobody is told twice."""
+
+    async def main():
+        told = Told()
+        async with Supervisor(hooks=[told]) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.FIRE_AND_FORGET
+                handle = await ctx.run(forever)
+            await asyncio.sleep(0)
+        assert handle.state is TaskState.ABANDONED
+        assert supervisor.stats().abandoned == 1
+        assert nothing_left(supervisor)
+
+    run(main())
