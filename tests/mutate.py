@@ -8,6 +8,7 @@ with the reason; an entry that fits no change, or one that a test does notice, i
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -51,8 +52,11 @@ class Round:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Judge the changes of each module, instead of the code as it is."""
         judge = Judge(session, self.record.seconds, self.given.modules)
-        for module in self.given.modules:
-            self.judge_module(judge, module)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
+        try:
+            for module in self.given.modules:
+                self.judge_module(judge, module)
+        finally:
             self.record.save()
         return True
 
@@ -88,7 +92,7 @@ class Round:
 
     def wanted(self, mutant: Mutant) -> bool:
         """Say whether the change is one of those asked for."""
-        if self.given.again and mutant.key not in self.record.survived:
+        if self.given.again and mutant.key in self.record.killers:
             return False
         return self.given.only is None or self.given.only in mutant.key
 
@@ -105,6 +109,7 @@ class Round:
             self.record.survived.remove(mutant.key)
         if verdict == "survived":
             self.record.survived.append(mutant.key)
+            self.record.killers.pop(mutant.key, None)
         else:
             self.record.killers[mutant.key] = killer
         if verdict == "killed" and self.record.seconds[killer] < QUICK:
@@ -120,7 +125,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="so many of each module, at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time; most of those that hang sleep")
-    parser.add_argument("--again", action="store_true", help="only those that survived the last time")
+    parser.add_argument("--again", action="store_true", help="only those that no test has noticed yet")
     parser.add_argument("--only", help="only those of which this is a part, such as the name of a function")
     parser.add_argument("--most", type=int, help="to how many tests a change is shown; to all that execute it without")
     parser.add_argument("--verbose", action="store_true", help="tell of each change what became of it")

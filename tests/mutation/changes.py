@@ -16,9 +16,22 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import libcst
+from libcst._nodes.internal import CodegenState
 from mutmut.mutation.file_mutation import create_mutations
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def source_of(module: str) -> str:
+    """Return the text of a module as it was loaded: the file may be edited meanwhile."""
+    return path_of(module).read_text()
+
+
+@cache
+def compiled(module: str) -> CodeType:
+    """Return the code of a module as it was loaded."""
+    return compile(source_of(module), str(path_of(module)), "exec")
 
 
 class Mutant(NamedTuple):
@@ -42,34 +55,48 @@ def path_of(module: str) -> Path:
     return ROOT / "deferred" / f"{module}.py"
 
 
-@cache
-def source_of(module: str) -> str:
-    """Return the text of a module as it was loaded: the file may be edited meanwhile."""
-    return path_of(module).read_text()
-
-
 def mutants(module: str) -> Iterator[Mutant]:
     """Give every change of this module's functions that changes what they do."""
-    path = path_of(module)
-    text = source_of(module)
+    path, text = path_of(module), source_of(module)
     tree, found, _, _ = create_mutations(str(path), text)
     lines, parsed = text.splitlines(), ast.parse(text)
-    original = compile(text, str(path), "exec")
+    depths = {node: depth for depth, body in _bodies(tree) for node in body}
     for mutation in found:
         function = mutation.contained_by_top_level_function
         if not isinstance(function, libcst.FunctionDef) or _is_prose(mutation.original_node):
             continue
-        changed: Any = tree.deep_replace(mutation.original_node, mutation.mutated_node)
+        before = _text(tree, function, depths[function])
+        if text.count(before) != 1:
+            raise LookupError(f"{function.name.value} of {module} was not found in its file")
+        changed: Any = function.deep_replace(mutation.original_node, mutation.mutated_node)
+        source = text.replace(before, _text(tree, changed, depths[function]))
         try:
-            if compile(changed.code, str(path), "exec") == original:
+            if compile(source, str(path), "exec") == compiled(module):
                 continue  # the same to the compiler
         except SyntaxError:
             continue
-        new = changed.code.splitlines()
+        new = source.splitlines()
         line = next(n for n, (a, b) in enumerate(zip([*lines, ""], [*new, ""], strict=False), 1) if a != b)
         change = f"{lines[line - 1].strip()} -> {new[line - 1].strip()}"
         name, statement = _place(parsed, line)
-        yield Mutant(module, name, line, statement, change, changed.code)
+        yield Mutant(module, name, line, statement, change, source)
+
+
+def _bodies(tree: libcst.Module) -> Iterator[tuple[int, Any]]:
+    """Give the module's statements, and those of its classes, with how far they are indented."""
+    yield 0, tree.body
+    for node in tree.body:
+        if isinstance(node, libcst.ClassDef):
+            yield 1, node.body.body
+
+
+def _text(tree: libcst.Module, function: libcst.FunctionDef, depth: int) -> str:
+    """Return the text of a function as it stands in its file."""
+    state = CodegenState(default_indent=tree.default_indent, default_newline=tree.default_newline)
+    for _ in range(depth):
+        state.increase_indent(tree.default_indent)
+    function._codegen(state)
+    return "".join(state.tokens)
 
 
 def _is_prose(node: libcst.CSTNode) -> bool:
@@ -109,9 +136,9 @@ def put_in(mutant: Mutant) -> None:
     """Give the functions of this process that are changed their other code."""
     path = path_of(mutant.module)
     functions, module = known_functions(path), sys.modules[f"deferred.{mutant.module}"]
-    before, after = (compile(text, str(path), "exec") for text in (source_of(mutant.module), mutant.source))
+    after = compile(mutant.source, str(path), "exec")
     put = False
-    for old, new in zip(_codes(before), _codes(after), strict=True):
+    for old, new in zip(_codes(compiled(mutant.module)), _codes(after), strict=True):
         if old == new:
             continue
         for function in functions[old.co_qualname]:
@@ -121,7 +148,8 @@ def put_in(mutant: Mutant) -> None:
                         setattr(module, name, value - {function.__code__} | {new})
                 function.__code__ = new
                 put = True
-    for function, defaults in _new_defaults(mutant, functions):
+    # A default stands in the first lines of a function, and is no part of its code.
+    for function, defaults in () if put else _new_defaults(mutant, functions):
         function.__defaults__, function.__kwdefaults__ = defaults
         put = True
     if not put:

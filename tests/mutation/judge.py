@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.mutation.changes import Mutant, known_functions, path_of, put_in, source_of
+from tests.mutation.changes import Mutant, compiled, known_functions, path_of, put_in
 from tests.mutation.recorder import silence
 
 PATIENCE = 3.0
@@ -66,7 +66,7 @@ class Judge:
         self.failed = False
         session.config.pluginmanager.register(self)
         for module in modules:
-            source_of(module)
+            compiled(module)
             known_functions(path_of(module))
         gc.collect()
         gc.freeze()
@@ -100,6 +100,7 @@ class Judge:
             code = BROKEN
             try:
                 os.setsid()
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 os.close(reading)
                 code = self._run(mutant, tests, writing)
             finally:

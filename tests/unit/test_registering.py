@@ -215,18 +215,37 @@ async def test_a_borrowed_argument_of_a_function(caplog):
     assert "was given a starlette Request" in caplog.text
 
 
-async def test_a_task_of_a_task_is_not_its_parent():
+@pytest.mark.parametrize("inline", [True, False])
+async def test_a_task_of_a_task_is_not_its_parent(inline):
     """Code that a plain task runs in a thread belongs to no task, and never to the one that registered it."""
-    found = []
+    found, gate = [], asyncio.Event()
 
     async def inner():
         found.append(current_task())
         found.append(await asyncio.to_thread(current_task))
 
     async def outer():
+        await gate.wait()
+        found.append(await asyncio.to_thread(current_task))
         found.append(current_context().defer(inner))
 
     async with Supervisor() as supervisor:
-        with supervisor.context() as ctx:
-            ctx.with_options(timeout=50).defer(outer)
-    assert found == [found[0], found[0], None]
+        launcher = supervisor._launcher
+
+        async def one(work):
+            with supervisor.context() as ctx:
+                if not inline:
+                    return await ctx.with_options(timeout=50).wait_until(work())
+                ctx.route = Execution.SEQUENTIAL
+                return await ctx.run(work)
+
+        long = asyncio.ensure_future(one(outer))
+        await asyncio.sleep(0)
+        await one(fine)  # begins and ends beside the other
+        assert launcher.dressed == 1
+        gate.set()
+        await long
+    parent, task, itself, thread = found
+    assert parent.name.endswith("outer")
+    assert (itself, thread) == (task, None)
+    assert launcher.dressed == 0

@@ -6,8 +6,10 @@ from concurrent.futures import Executor, Future
 
 import pytest
 
-from deferred import NonRetryableError, Outcome, Retry, Supervisor, TaskState
+from deferred import NonRetryableError, Outcome, Retry, Supervisor, TaskState, current_task
+from deferred.engines.memory import MemoryEngine
 from tests.faults.support import BoomError
+from tests.proof.clock import run
 
 
 async def fine(value="fine"):
@@ -91,6 +93,16 @@ class TestAttempts:
             await asyncio.gather(*others)
         assert held[0].outcome is Outcome.CANCELLED_BY_HANDLE
 
+    async def test_a_strange_coroutine_is_no_task_of_ours(self):
+        """Code of an asyncio task with any kind of coroutine may ask for the deferred task, and is none."""
+        found = []
+
+        async def asks():
+            found.append(current_task())
+
+        await asyncio.Task(Strange(asks()))
+        assert found == [None]
+
 
 class TestVerdicts:
     @pytest.mark.looptime
@@ -143,3 +155,93 @@ class TestVerdicts:
                 handle = ctx.with_options(retry=Retry(on=Exception)).defer(final)
             await handle.settled()
         assert (handle.outcome, handle.attempts) == (Outcome.NON_RETRYABLE, 1)
+
+    def test_a_wait_that_would_end_with_all_time(self):
+        """S9: no wait is begun that cannot end before the time of all attempts does, to the very second."""
+
+        async def main():
+            policy = Retry(on=BoomError, attempts=None, wait_initial=1, wait_max=1, wait_jitter=0, timeout=2)
+            async with Supervisor() as supervisor:
+                with supervisor.context() as ctx:
+                    handle = ctx.with_options(retry=policy).defer(boom)
+                await handle.settled()
+                return handle, asyncio.get_running_loop().time()
+
+        handle, ended = run(main())
+        assert (handle.outcome, handle.attempts, ended) == (Outcome.EXHAUSTED_DEADLINE, 2, 1)
+
+    def test_what_a_policy_is_asked(self):
+        """S9: a policy of one's own learns which attempt it was, and how long all of them have taken."""
+        asked = []
+
+        class Policy:
+            timeout = None
+
+            def verdict(self, error):
+                return True
+
+            def exhausted(self, attempt, elapsed):
+                asked.append((attempt, elapsed))
+                return attempt == 2
+
+            def delay(self, attempt, error):
+                return 4
+
+        async def main():
+            async with Supervisor() as supervisor:
+                await asyncio.sleep(10)
+                with supervisor.context() as ctx:
+                    handle = ctx.with_options(retry=Policy()).defer(boom)
+                await handle.settled()
+                return handle.outcome
+
+        assert run(main()) is Outcome.EXHAUSTED_ATTEMPTS
+        assert asked == [(1, 0), (2, 4)]
+
+    def test_an_attempt_too_late_is_handed_over(self):
+        """S9, S15: a registered task whose next attempt would come after the drain is stored instead of given up."""
+
+        async def main():
+            engine = MemoryEngine()
+            supervisor = Supervisor(engine=engine, on_drain="enqueue", serve=False)
+
+            async def flaky():
+                await asyncio.sleep(1)
+                raise BoomError
+
+            supervisor.task("flaky")(flaky)
+            policy = Retry(on=BoomError, wait_initial=50, wait_max=50, wait_jitter=0, timeout=None)
+            async with supervisor:
+                with supervisor.context() as ctx:
+                    handles = [ctx.with_options(retry=policy).defer(work) for work in (flaky, boom)]
+                await asyncio.sleep(0)
+                report = await supervisor.drain(5)
+            return handles, report
+
+        (stored, lost), report = run(main())
+        assert stored.outcome is Outcome.CANCELLED_BY_DRAIN
+        assert lost.outcome is Outcome.EXHAUSTED_DEADLINE
+        assert [task.id for task in report.enqueued] == [stored.id]
+
+    def test_a_wait_that_would_end_with_the_drain(self):
+        """S9: no wait is begun that cannot end before a drain's deadline, to the very second."""
+
+        async def main():
+            policy = Retry(on=BoomError, attempts=None, wait_initial=4, wait_max=4, wait_jitter=0, timeout=None)
+
+            async def flaky():
+                await asyncio.sleep(1)
+                raise BoomError
+
+            async with Supervisor() as supervisor:
+                with supervisor.context() as ctx:
+                    handle = ctx.with_options(retry=policy).defer(flaky)
+                await asyncio.sleep(0)
+                draining = asyncio.ensure_future(supervisor.drain(5))
+                await handle.settled()
+                ended = asyncio.get_running_loop().time()
+                await draining
+            return handle, ended
+
+        handle, ended = run(main())
+        assert (handle.outcome, handle.attempts, ended) == (Outcome.EXHAUSTED_DEADLINE, 1, 1)
