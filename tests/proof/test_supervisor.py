@@ -359,6 +359,8 @@ def test_a_way_through():
             machine.register(ctx, way, None, count=1, early=True, name="free", **rest)
             machine.register(other, way, Execution.SEQUENTIAL, count=2, early=False, name="free", **rest)
         machine.let_time_pass(1)
+        machine.register(ctx, "function", None, count=1, early=True, name="free", **rest | {"error": BoomError})
+        machine.let_time_pass(1)
         machine.crowd(other, 6, "limited")
         machine.give_up_waiting([0, 50], 1)
         failing = rest | {"error": ConnectionError, "ignores": 1, "children": 2, "steps": 1}
