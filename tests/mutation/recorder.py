@@ -16,6 +16,8 @@ from tests.mutation.changes import ROOT
 
 STORE = ROOT / "build" / "mutation.json"
 FOLDERS = ("contract", "durable", "faults", "integrations", "proof", "testing", "unit")
+FIRST = ("tests/unit/", "tests/proof/")
+"""Where tests are that were written for small slips."""
 LEFT_OUT = {
     "test_runner_process.py",  # other processes, where no change is put in
     "test_plugin.py",  # same
@@ -96,12 +98,12 @@ class Record:
         self.save()
 
     def tests(self, module: str, lines: Iterable[int]) -> list[str]:
-        """Return the tests that execute one of these lines, first those that are fast and see much of the module."""
+        """Return the tests that execute one of these lines, those first that are fast and see much of the module."""
         known = self.lines.get(module, {})
         if module not in self._seen:
             self._seen[module] = Counter(test for hit in known.values() for test in hit)
         seen, found = self._seen[module], set().union(*(known.get(line, set()) for line in lines))
-        return sorted(found, key=lambda test: self.seconds[test] / seen[test])
+        return sorted(found, key=lambda test: (not test.startswith(FIRST), self.seconds[test] / seen[test]))
 
 
 def silence(*streams: int) -> None:
