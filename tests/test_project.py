@@ -26,6 +26,7 @@ FILES = (
 )
 TARGETS = (
     "run",
+    "run-postgres",
     "test",
     "setup",
     "lint",

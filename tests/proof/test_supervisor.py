@@ -5,6 +5,7 @@ import logging
 import threading
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
@@ -336,6 +337,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
+TestMachine.pytestmark = [pytest.mark.timeout(3600 if LONG else 300)]  # it works all the time: nothing hangs
 TestMachine.settings = settings(settings.get_profile("long" if LONG else "short"))
 
 
