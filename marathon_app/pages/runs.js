@@ -11,13 +11,23 @@ export const CONFIRM = "send confirmation e-mail";
 const CONFIRMS = /^send[ _]confirmation/; // a stored task is called by its registered name
 const FINAL = ["succeeded", "failed", "cancelled", "discarded", "abandoned"];
 const PATIENCE = 60000; // milliseconds to look for a mail that a queue holds
+const ELSEWHERE = 500; // milliseconds after its mail in which a task of this process would have told of itself
 const DUPLICATE_PATIENCE = 2000; // where there should be none
 
 // Who has given up has no answer, whatever the server thinks it has sent.
 export const answeredAt = (run) => (run.noAnswer ? undefined : (run.server?.answered ?? run.answer));
 const isAnswered = (run) => answeredAt(run) !== undefined;
-const tasksOf = (run) => (run.server?.rows ?? []).filter((row) => row.kind === "task");
+const tasksOf = (run) => toldOf(run).filter((row) => row.kind === "task");
 const mailTask = (run) => tasksOf(run).find((row) => CONFIRMS.test(row.name));
+
+// What the server told. Stored work may be run by another process, of which it knows nothing: then the mail tells.
+function toldOf(run) {
+  const rows = run.server?.rows ?? [];
+  if (run.key !== "durable" || run.mail === undefined || !(run.server?.now > run.mail + ELSEWHERE)) return rows;
+  const unheard = (row) => row.kind === "task" && row.state === "pending" && !row.segments.length;
+  const done = (row) => ({ ...row, state: "succeeded", segments: [{ start: Math.min(row.created, run.mail), end: run.mail }] });
+  return rows.map((row) => (unheard(row) ? done(row) : row));
+}
 
 // Milliseconds from the run's start, on the server's clock where it is known.
 export function elapsed(run, now) {
@@ -102,7 +112,7 @@ function rowsOf(run, now) {
   const at = elapsed(run, now);
   const rows = [requestRow(run, at)];
   const order = (row) => (row.kind === "step" ? 0 : 1);
-  const known = [...(run.server?.rows ?? [])].sort((a, b) => order(a) - order(b));
+  const known = [...toldOf(run)].sort((a, b) => order(a) - order(b));
   const stored = known.some((row) => row.name === STORE);
   if (run.watches && !stored && !isAnswered(run) && run.key !== "concurrent") {
     const look = run.killed === undefined && !run.noAnswer ? "running" : "bad lost";

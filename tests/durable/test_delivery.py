@@ -52,6 +52,24 @@ async def test_our_policy_computes_every_delay(desk):
     assert (stats.succeeded, stats.failed, stats.pending, stats.running) == (1, 0, 0, 0)
 
 
+async def test_one_bad_job_repeats_no_good_one(desk):
+    """Of jobs that run side by side only the one that failed is delivered again. QU-06 QU-23."""
+    desk = desk()
+    runs = []
+
+    @desk.supervisor.task("task", retry=Retry(on=OSError, attempts=3, wait_jitter=0, timeout=None))
+    async def task(number: int):
+        runs.append(number)
+        if number == 2:
+            raise OSError
+
+    async with desk.supervisor:
+        for number in range(5):
+            await desk.enqueue(task, number)
+        await desk.settled()
+    assert sorted(runs) == [0, 1, 2, 2, 2, 3, 4]
+
+
 async def test_the_last_failure_makes_a_dead_letter(desk):
     """When the policy is exhausted, on_error and on_dead are told once, and the letter is kept. QU-07 QU-08 A53."""
     failures, dead = [], []

@@ -118,7 +118,7 @@ def test_pydantic_models_come_back():
     ],
 )
 def test_refuses_what_would_not_come_back(args, kwargs, says):
-    """What cannot be read back as it was given is refused at the call, with the mend. D29."""
+    """What cannot be read back as it was given is refused at the call, with the mend. D29 QU-20."""
     with pytest.raises(PayloadError, match=says):
         Arguments(register, "task").encode(args, kwargs)
 
