@@ -24,7 +24,7 @@ from deferred._events import Outcome, TaskRetrying, TaskStarted
 from deferred._hooks import Hooks
 from deferred._offload import shares_memory
 from deferred._retry import RetryPolicy, Verdict, seconds
-from deferred._task import Clock, Middleware, TaskHandle, running_task
+from deferred._task import Clock, Middleware, TaskHandle, runner_codes, running_task
 from deferred.exceptions import NonRetryableError
 
 __all__ = ["Runtime", "current_task", "find_runner", "run_inline", "run_plain", "run_task"]
@@ -354,7 +354,7 @@ def find_runner(task: TaskHandle[Any]) -> asyncio.Task[Any] | None:
     """Return the asyncio task of one that is in its first, eager step, when nobody holds it yet."""
     for runner in asyncio.all_tasks():
         frame = getattr(runner.get_coro(), "cr_frame", None)
-        if frame is not None and frame.f_code in _RUNNERS and frame.f_locals["task"] is task:
+        if frame is not None and frame.f_code in runner_codes and frame.f_locals["task"] is task:
             return runner
     return None
 
@@ -378,4 +378,4 @@ def _trimmed(error: BaseException) -> BaseException:
     return error
 
 
-_RUNNERS = frozenset({run_plain.__code__, run_task.__code__})
+runner_codes.update({run_plain.__code__, run_task.__code__})

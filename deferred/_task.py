@@ -36,6 +36,7 @@ __all__ = [
     "current_mark",
     "current_unit",
     "new_id",
+    "runner_codes",
     "running_task",
 ]
 
@@ -58,6 +59,10 @@ def _reseed() -> None:
 
 with contextlib.suppress(AttributeError):  # systems without fork
     os.register_at_fork(after_in_child=_reseed)
+
+
+runner_codes: set[CodeType] = set()
+"""The code of the coroutines that tasks run in; each has its task as the argument ``task``."""
 
 
 class Clock(Protocol):
@@ -302,13 +307,27 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         return self._outcome is None and self._unit.cancel(self)
 
     def __await__(self) -> Generator[Any, None, T_co]:
-        """Wait for the end, then return the result or raise the error."""
+        """Wait for the end, then return the result or raise the error.
+
+        Work that starts after the response cannot end before it: a handler that waits for what it
+        has just deferred waits for ever. There, ``await`` the function itself.
+
+        Raises:
+            RuntimeError: The task waits for itself.
+        """
         yield from self.settled().__await__()
         return self.result()
 
     async def settled(self) -> None:
-        """Wait for the end, whatever it is."""
+        """Wait for the end, whatever it is.
+
+        Raises:
+            RuntimeError: The task waits for itself.
+        """
         if self._outcome is None:
+            if self._attempts and self._is_current():
+                message = f"task {self.name!r} (deferred at {self.site}) waits for its own end, which would never come"
+                raise RuntimeError(message)
             waiter = asyncio.get_running_loop().create_future()
             if self._waiters is None:
                 self._waiters = []
@@ -319,6 +338,14 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
                     await waiter
             finally:
                 waiters.remove(waiter)
+
+    def _is_current(self) -> bool:
+        """Say whether the running asyncio task is its own."""
+        runner: Any = asyncio.current_task()
+        if self._runner is not None:
+            return runner is self._runner
+        frame = getattr(runner.get_coro(), "cr_frame", None)  # its first step may be under way: nobody holds it yet
+        return frame is not None and frame.f_code in runner_codes and frame.f_locals["task"] is self
 
     def __repr__(self) -> str:
         """Show what it is, never its arguments: they may be anybody's data."""

@@ -245,3 +245,35 @@ class TestVerdicts:
 
         handle, ended = run(main())
         assert (handle.outcome, handle.attempts, ended) == (Outcome.EXHAUSTED_DEADLINE, 1, 1)
+
+
+class TestWaitingForItself:
+    @pytest.mark.parametrize("pause", [True, False], ids=["later", "in its first step"])
+    @pytest.mark.parametrize("options", [{}, {"timeout": 5}], ids=["plain", "with options"])
+    async def test_a_task_that_awaits_its_own_handle(self, pause, options):
+        """S4: a task that awaits its own handle fails at once and says so; nothing hangs."""
+        handles = []
+
+        async def own():
+            if pause:
+                await asyncio.sleep(0)
+            await handles[0]
+
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                handles.append(ctx.with_options(**options).defer(own))
+            await handles[0].settled()
+        assert handles[0].state is TaskState.FAILED
+        assert "waits for its own end" in str(handles[0].error)
+
+    async def test_one_task_awaits_another(self):
+        """S7: a task may await the handle of another one, in its first step too."""
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                first = ctx.defer(asyncio.sleep, 0, "slept")
+
+                async def second(task):
+                    return await task
+
+                other = ctx.defer(second, first)
+            assert await other == "slept"
