@@ -75,9 +75,9 @@ def bench_recorder(
         rounds=150,
         per=TASKS,
     )
-    # Missed since a task that nobody hears of became a third cheaper; what recording adds is the same.
+    # What is promised is the task. A request of its own is three events more: aimed at, not reached.
     name = "a task, recorded" if run is defer_many else "a request with a task, recorded"
-    record(benchmark, name, loop, best, limit=LIMIT, aim=True)
+    record(benchmark, name, loop, best, limit=LIMIT, aim=run is send_many)
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -115,7 +115,11 @@ class Hooks:
         hooks = self._told.get(type(event))
         if hooks is None:
             hooks = self._told[type(event)] = self.listeners(type(event))
-        for hook in (*hooks, *extra) if extra else hooks:
+        self.tell((*hooks, *extra) if extra else hooks, event)
+
+    def tell(self, hooks: _Listeners, event: Event) -> None:
+        """Tell these listeners of this event: for whoever has looked them up already."""
+        for hook in hooks:
             try:
                 answer = hook(event)
                 if answer is not None:

@@ -95,8 +95,11 @@ class Runtime(Protocol):
 async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a task that is one plain coroutine: one attempt with nothing around it."""
     task._attempts = 1
-    if runtime.hooks.timed:
-        _tell_started(task, runtime)
+    hooks = runtime.hooks
+    if hooks.timed:
+        task._started = now = runtime.now()
+        if hooks.started:
+            hooks.emit(TaskStarted(task, 1, at=now))
     try:
         if task._kind is not _ASYNC:
             task._value = await task._work

@@ -69,7 +69,7 @@ class Settlement(Acceptance):
         self.succeeded += 1
         hooks = self.hooks
         if hooks.succeeded:
-            hooks.emit(TaskSucceeded(task, task._attempts, at=self.now()))
+            hooks.tell(hooks.succeeded, TaskSucceeded(task, task._attempts, at=self.now()))
             if not self.calm:  # a hook has begun to wait
                 self._let_go(task, context, (*self.drains, *context._drains))
                 return
