@@ -12,7 +12,7 @@ import inspect
 import logging
 import random
 from collections.abc import Callable, Iterable
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, Literal
 
 import msgspec
@@ -28,7 +28,7 @@ from deferred._task import TaskHandle, current_unit, running_task
 from deferred._unit import UnitOfWork
 from deferred.engines._lookup import find_engine
 from deferred.engines._protocol import Dead, Delivery, Engine, Job, RetryIn, Verdict
-from deferred.exceptions import EngineError, PayloadError
+from deferred.exceptions import EngineError, PayloadError, TaskRejectedError
 
 __all__ = ["Carrier", "DurableWork", "OnDrain"]
 
@@ -46,8 +46,15 @@ UNKNOWN_LIMIT = 3600.0
 LONGEST_DELAY = 3_155_760_000.0
 """Seconds: more than any store is asked to keep, and less than any overflows at."""
 
+MOST_BURIED = 3
+"""How many times in a row a hook may store work for a job that died, before that is a loop."""
+
 CONTEXT = "deferred-context"
 LABEL = "deferred-label"
+BURIED = "deferred-buried"
+
+_buried: ContextVar[int] = ContextVar("deferred_buried", default=0)
+"""Inside the hooks of a dead letter: how many in a row there were, each stored by the hooks of the one before."""
 
 
 def _delay(value: object) -> float:
@@ -135,6 +142,14 @@ class DurableWork:
         self, task: RegisteredTask, context: UnitOfWork, args: tuple[Any, ...], kwargs: dict[str, Any], job_id: str
     ) -> Job:
         headers = {**task.headers(), CONTEXT: context.id}
+        if buried := _buried.get():
+            if buried > MOST_BURIED:
+                message = (
+                    f"task {task.name!r} was not stored: a hook of dead letters stores work that dies in its turn, "
+                    f"{buried} times in a row by now. Mend what fails, or store something else there"
+                )
+                raise TaskRejectedError(message)
+            headers[BURIED] = str(buried)
         if context.label:
             headers[LABEL] = context.label
         for carrier in (*self.carriers, self._launcher.hooks.carry):
@@ -273,7 +288,12 @@ class DurableWork:
     def _bury(self, delivery: Delivery, verdict: Dead, attempts: int = 0) -> Dead:
         """Tell of a job that becomes a dead letter."""
         event = TaskDead(delivery.id, delivery.name, verdict.reason, verdict.error, attempts, at=self._launcher.now())
-        self._launcher.hooks.emit(event, self._on_dead)
+        before = delivery.headers.get(BURIED, "")
+        token = _buried.set(1 + (int(before) if before.isdecimal() else 0))
+        try:
+            self._launcher.hooks.emit(event, self._on_dead)
+        finally:
+            _buried.reset(token)
         return verdict
 
     # -- handing over ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from deferred import (
     TaskCancelled,
     TaskDead,
     TaskFailed,
+    TaskRejectedError,
     TaskRetrying,
     TaskState,
     current_task,
@@ -90,6 +91,52 @@ async def test_the_last_failure_makes_a_dead_letter(desk):
     assert letter.error.startswith("OSError: mailbox full\n\nTraceback")
     assert "ada" not in letter.error  # no value of any variable. G12
     assert desk.of(TaskDead) == dead
+
+
+async def test_a_hook_that_stores_again_what_dies(desk):
+    """Work that a hook stores for a dead letter may die too, three times in a row and no more. QU-10."""
+    refused = []
+
+    async def again(event):
+        try:
+            with desk.supervisor.context() as ctx:
+                await ctx.enqueue(task)
+        except TaskRejectedError as error:
+            refused.append(str(error))
+
+    desk = desk(on_dead=again)
+
+    @desk.supervisor.task("task")
+    async def task():
+        raise OSError
+
+    async with desk.supervisor:
+        await desk.enqueue(task)
+        await desk.settled()
+        while not refused:
+            await asyncio.sleep(1)
+        assert len(await desk.engine.dead()) == 4
+    (message,) = refused
+    assert "a hook of dead letters stores work that dies in its turn, 4 times in a row" in message
+
+
+async def test_what_a_plain_function_returns_is_awaited(desk):
+    """A plain function that calls an asynchronous one and forgets to await it loses nothing. QU-22."""
+    desk = desk()
+    sent = []
+
+    async def send(to):
+        await asyncio.sleep(1)
+        sent.append(to)
+
+    @desk.supervisor.task("task")
+    def task(to: str):
+        return send(to)
+
+    async with desk.supervisor:
+        await desk.enqueue(task, "ada")
+        await desk.settled()
+    assert sent == ["ada"]
 
 
 @pytest.mark.parametrize(

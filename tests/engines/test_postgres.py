@@ -262,7 +262,7 @@ async def test_a_cancelled_delivery_is_not_deleted(engine):
 
 @pytest.mark.parametrize("verdict", [RetryIn(0.0, "late"), Dead("failed", "late")])
 async def test_a_worker_that_lost_its_job_cannot_retry_or_park_it(engine, verdict):
-    """A verdict of a worker whose lease has ended touches nothing. D09 D41."""
+    """A verdict of a worker whose lease has ended touches nothing: the first to decide wins. D09 D41 QU-18."""
     await engine.enqueue([job()])
     worker = Worker(engine, lambda _: verdict)
     worker.hold.clear()
