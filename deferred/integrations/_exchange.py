@@ -120,10 +120,8 @@ class Exchange(DeferredContext):
         """Let go of the connection and of its scope: the app call is over, and pending tasks hold this context."""
         self._receive = _http_is_over if kind == "http" else _websocket_is_over
         self._send = _too_late
-        if self._describe is not None:  # its label is made later, if anybody asks; the scope is not kept until then
-            scope: Scope = self._subject
-            self._subject = scope.get("method", "WEBSOCKET"), scope.get("path", "")
-            self._describe = " ".join
+        if self._describe is not None:  # all that is kept of the scope is the label: memory costs more than its text
+            self._subject, self._describe = self._describe(self._subject), None
 
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
         """End the context with `error`; answer a rejection with 503 and say True, else leave it to the server."""

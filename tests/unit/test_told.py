@@ -19,7 +19,9 @@ from deferred import (
     TaskRetrying,
     TaskStarted,
     TaskSucceeded,
+    current_task,
 )
+from deferred.engines.memory import MemoryEngine
 from tests.faults.support import BoomError, Told
 from tests.proof.clock import run
 
@@ -120,3 +122,46 @@ def test_the_counts_of_a_context(way, hooked):
         assert (stats.succeeded, stats.failed) == (4, 2)
 
     run(main())
+
+
+def test_what_travels_beside_stored_work(caplog):
+    """S15: hooks that can write headers of stored work do; one that fails is contained, and the others write theirs."""
+    seen = []
+
+    class Writes:
+        """A hook with headers of its own."""
+
+        def __call__(self, event):
+            """Hear nothing."""
+
+        def carry(self, headers):
+            """Write one."""
+            headers["request"] = "r-1"
+
+    class Fails(Writes):
+        """A hook whose headers fail."""
+
+        def carry(self, headers):
+            """Fail."""
+            raise BoomError
+
+    async def main():
+        supervisor = Supervisor(engine=MemoryEngine(), hooks=[Fails(), hears_only, Writes()])
+
+        @supervisor.task("task")
+        async def task():
+            seen.append(current_task().headers["request"])
+
+        async with supervisor:
+            with supervisor.context() as ctx:
+                await ctx.enqueue(task)
+            while not seen:
+                await asyncio.sleep(1)
+
+    run(main())
+    assert seen == ["r-1"]
+    assert "failed to write its headers; it is contained" in caplog.text
+
+
+def hears_only(event):
+    """Hear, and carry nothing."""
