@@ -66,14 +66,14 @@ def test_the_whole_demo_on_postgresql(folder):
     """C08 D02: Five routes, a SIGKILL after -durable: one row, one mail; Ctrl-C ends all and keeps the rows."""
     with together(folder) as app:
         for route in ("sequential", "fire-and-forget", "concurrent", "waituntil", "durable"):
-            response, *_ = app.register(route, email=f"{route}@example.com")
+            response = app.register(route, email=f"{route}@example.com")
             assert response.text == THANKS
             wait_for(lambda route=route: outbox(app, f"{route}@example.com"))
         assert app.client.get("/").status_code == 200
 
         processes = family(app)
         assert set(processes) == {"app", "worker", "keeper"}
-        assert app.register("durable", email="killed@example.com")[0].status_code == 201
+        assert app.register("durable", email="killed@example.com").status_code == 201
         processes["app"].kill()
         processes["app"].wait()
         # Who calls while nobody runs waits: the socket is held by the parent.
@@ -84,7 +84,7 @@ def test_the_whole_demo_on_postgresql(folder):
         app.client.post("/dev/kill", json={})
         second.wait()
         processes["worker"].kill()
-        assert app.register("durable", email="both@example.com")[0].status_code == 201
+        assert app.register("durable", email="both@example.com").status_code == 201
         wait_for(lambda: outbox(app, "both@example.com"))
         everything = [*family(app).values(), postmaster(folder)]
         mails = app.client.get("/dev/outbox").json()
@@ -111,13 +111,13 @@ def test_the_whole_demo_on_postgresql(folder):
 def test_postgresql_that_dies_is_started_again(folder):
     """D14: When PostgreSQL is killed it is started again, and what was accepted before is there and sent."""
     with together(folder) as app:
-        assert app.register("durable")[0].status_code == 201
+        assert app.register("durable").status_code == 201
         before = postmaster(folder)
         before.kill()
         wait_for(lambda: postmaster(folder) not in {None, before})
         wait_for(lambda: app.client.get("/health/ready").status_code == 200)
         wait_for(lambda: outbox(app, "ada@example.com"))
-        assert app.register("durable", email="later@example.com")[0].status_code == 201
+        assert app.register("durable", email="later@example.com").status_code == 201
         wait_for(lambda: outbox(app, "later@example.com"))
         assert app.stop()[0] == 0
 
