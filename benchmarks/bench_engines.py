@@ -143,8 +143,7 @@ def bench_insert_and_enqueue(benchmark: Any, kind: str, url: str, connect: Any) 
             per=ROWS,
         )
     where = f"{kind}, {connect.__name__.partition('_')[0]}"
-    # Bare aiosqlite is three hops to a thread, and ours a fourth, with six indexes to write: aimed at, not reached.
-    record(benchmark, "insert and enqueue", where, best, limit=2.0, aim=where == "sqlite, raw")
+    record(benchmark, "insert and enqueue", where, best, limit=2.0)
 
 
 async def _enqueue(ctx: Any, connection: Any) -> None:

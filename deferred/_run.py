@@ -96,7 +96,7 @@ async def run_plain(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a task that is one plain coroutine: one attempt with nothing around it."""
     task._attempts = 1
     hooks = runtime.hooks
-    if hooks.timed:
+    if hooks.timed:  # what _tell_started() does
         task._started = now = runtime.now()
         if hooks.started:
             hooks.emit(TaskStarted(task, 1, at=now))

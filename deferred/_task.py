@@ -344,7 +344,8 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         runner: Any = asyncio.current_task()
         if self._runner is not None:
             return runner is self._runner
-        frame = getattr(runner.get_coro(), "cr_frame", None)  # its first step may be under way: nobody holds it yet
+        # Its first step may be under way: nobody holds it yet. A callback may drive a coroutine in no task at all.
+        frame = None if runner is None else getattr(runner.get_coro(), "cr_frame", None)
         return frame is not None and frame.f_code in runner_codes and frame.f_locals["task"] is self
 
     def __repr__(self) -> str:

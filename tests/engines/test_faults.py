@@ -1,8 +1,13 @@
 """Faults between a worker and its store, each tried on the engines that can have it."""
 
 import asyncio
+import contextlib
 import itertools
 import secrets
+import sys
+import time
+from contextvars import ContextVar
+from datetime import datetime, timedelta
 from unittest import mock
 
 import asyncpg
@@ -224,6 +229,61 @@ async def test_a_jump_of_the_databases_clock_steals_nothing_within_its_margin(en
         await until_settled(engine)
     assert (await engine.depth()).dead == 0
     await other.close()
+
+
+OFF = ContextVar("off", default=0.0)
+"""Seconds by which the clock of whoever runs is off."""
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    """Have every clock of the wall, ours and PgQueuer's, be off by as much as its reader's context says."""
+    right = time.time
+
+    class Wrong(datetime):
+        """The time of day on a host whose clock is off."""
+
+        @classmethod
+        def now(cls, tz=None):
+            """Return it."""
+            return datetime.now(tz) + timedelta(seconds=OFF.get())
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("pgqueuer")]
+    for module in modules:
+        if getattr(module, "datetime", None) is datetime:
+            monkeypatch.setattr(module, "datetime", Wrong)
+    monkeypatch.setattr(time, "time", lambda: right() + OFF.get())
+    return right
+
+
+async def test_workers_whose_clocks_are_off(engine, postgres_url, clocks):
+    """Two workers, ten minutes fast and ten slow: nothing is stolen, early, late or older than it is. D21."""
+    workers = []
+    async with contextlib.AsyncExitStack() as stack:
+        for off in (600.0, -600.0):
+            OFF.set(off)  # for the worker, which has a copy of this context
+            own = PostgresEngine(postgres_url, lease=2.0, poll=0.3)
+            await own.setup()
+            stack.push_async_callback(own.close)
+            worker = Worker(own, concurrency=10)
+            worker.hold.clear()
+            workers.append(await stack.enter_async_context(worker))
+            await own.enqueue([job("now"), job("later", delay=300.0)])
+        OFF.set(0.0)
+        taken = [await first(*workers) for _ in range(2)]
+        assert [delivery.name for delivery in taken] == ["now", "now"]
+        for delivery in taken:
+            assert abs(delivery.now - clocks()) < 60
+            assert abs(delivery.stored_at - clocks()) < 60
+        held = [worker.running for worker in workers]
+        await asyncio.sleep(3.0)  # one and a half leases, in which abandoned work is looked for again and again
+        assert [worker.running for worker in workers] == held
+        assert all(worker.delivered.empty() for worker in workers)
+        for worker in workers:
+            worker.hold.set()
+        while (await engine.depth()).running:
+            await asyncio.sleep(0.02)
+        assert (await engine.depth()).waiting == 2  # what is due in five minutes
 
 
 async def first(*workers):

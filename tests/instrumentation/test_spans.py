@@ -5,7 +5,6 @@ import asyncio
 import pytest
 from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -15,20 +14,6 @@ from deferred.integrations.asgi import DeferredMiddleware
 from tests.instrumentation.test_export import answer, request
 
 pytestmark = pytest.mark.looptime
-
-
-@pytest.fixture
-def exporter():
-    """Give what keeps the spans that have ended."""
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def provider(exporter):
-    """Give the SDK's provider of the application."""
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return provider
 
 
 def parent_of(span):

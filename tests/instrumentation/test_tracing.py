@@ -6,9 +6,6 @@ import threading
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from deferred import NonRetryableError, Retry, Supervisor, defer, sequential
@@ -19,20 +16,6 @@ pytestmark = pytest.mark.looptime
 
 class BoomError(Exception):
     """What the tasks raise."""
-
-
-@pytest.fixture
-def exporter():
-    """Give what keeps the spans that have ended."""
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def provider(exporter):
-    """Give the SDK's provider of the application."""
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return provider
 
 
 @pytest.fixture

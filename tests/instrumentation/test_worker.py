@@ -9,9 +9,6 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
 from deferred import Retry, Supervisor, current_context
@@ -115,20 +112,6 @@ async def run_stored(hook, *, failures=0, before=None):
         await done.wait()
         while (depth := await engine.depth()).waiting or depth.running:
             await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def exporter():
-    """Give what keeps the spans that have ended."""
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def provider(exporter):
-    """Give the SDK's provider."""
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return provider
 
 
 @pytest.mark.looptime

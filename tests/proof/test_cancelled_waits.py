@@ -19,6 +19,7 @@ from deferred import (
 from deferred.engines.memory import MemoryEngine
 from tests.faults.support import BoomError, Told, ended, nothing_left
 from tests.proof.clock import run
+from tests.proof.test_cancellation import plain, slow
 
 RETRY = Retry(on=BoomError, wait_initial=1, wait_max=1, wait_jitter=0, attempts=3)
 
@@ -64,17 +65,6 @@ def sweep(scenario):
         if point >= len(reached):
             return point
         point += 1
-
-
-async def plain():
-    """Wait a few times."""
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
-async def slow():
-    """Wait for time to pass."""
-    await asyncio.sleep(1)
 
 
 async def failing():
