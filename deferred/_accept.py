@@ -48,6 +48,7 @@ class Acceptance(abc.ABC):
         home: The same, as long as work is accepted; else nothing that is equal to it.
         seen: The loop that contexts are opened on, before any is bound.
         why: Why no more work is accepted, in words; None while it is.
+        deadline: Of the drain under way, on the loop's clock; None without one.
         lazy: Whether nobody has opened the supervisor.
         roomy: As long as there are fewer tasks, no limit of the supervisor is near.
         dressed: How many tasks run with something around them: only these set `running_task`.
@@ -61,6 +62,7 @@ class Acceptance(abc.ABC):
         "_rooms",
         "calm",
         "check_arguments",
+        "deadline",
         "detached",
         "dressed",
         "durable",
@@ -121,6 +123,7 @@ class Acceptance(abc.ABC):
         self.home: object = NOWHERE
         self.now: Clock = time.monotonic
         self.why: str | None = None
+        self.deadline: float | None = None
         self.opened = False
         self.lazy = True
         self.warned = False
@@ -160,6 +163,10 @@ class Acceptance(abc.ABC):
         """
         if self.why is not None:
             message = f"{name_of(work)} was not accepted: {self.why}"
+            raise SupervisorClosedError(message)
+        if loop is None and self.deadline is not None and self.now() >= self.deadline:
+            # On the loop it is accepted and cancelled. A thread that goes on and on must not hold the drain's end.
+            message = f"{name_of(work)} was not accepted: the deadline of the drain has passed"
             raise SupervisorClosedError(message)
         if loop is None and not _in_trio():
             loop = self.loop if self.loop is not None and self.loop.is_running() else self.seen

@@ -47,7 +47,6 @@ class Launcher(Settlement):
     """Starts and cancels the tasks of one supervisor. Lives as long as it.
 
     Attributes:
-        deadline: Of the drain under way, on the loop's clock; None without one.
         grace: Seconds that cancelled tasks have to end.
         stall: Seconds without a turn of the loop that the watchdog reports; None for no watchdog.
     """
@@ -57,7 +56,6 @@ class Launcher(Settlement):
         "_released",
         "_releasing",
         "_variables",
-        "deadline",
         "drainers",
         "grace",
         "stall",
@@ -74,7 +72,6 @@ class Launcher(Settlement):
         self.watchdog: Watchdog | None = None
         self.drainers: set[TaskHandle[Any]] = set()
         self.watched = 0  # contexts that are being drained
-        self.deadline: float | None = None
         self._pumping = False
         self._released: deque[TaskHandle[Any]] = deque()
         self._releasing = False

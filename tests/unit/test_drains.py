@@ -1,6 +1,7 @@
 """What a drain is told by and tells, where a small slip would go unseen: times, reports, mounted apps, late work."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -11,6 +12,7 @@ from deferred import (
     Execution,
     Outcome,
     Supervisor,
+    SupervisorClosedError,
     TaskRejectedError,
     TaskState,
 )
@@ -209,3 +211,31 @@ def test_the_words_of_a_supervisor_that_is_shut():
         assert nothing_left(supervisor)
 
     run(main())
+
+
+def test_a_thread_registers_during_a_drain():
+    """S11, A44: a thread may register until the drain's deadline, and is refused after it, whatever the loop is at."""
+    said = []
+
+    def register(ctx):
+        try:
+            said.append(ctx.defer(fine).name)
+        except SupervisorClosedError as error:
+            said.append(str(error))
+
+    async def main():
+        supervisor = Supervisor(cancel_grace=5)
+        async with supervisor:
+            with supervisor.context() as ctx:
+                ctx.defer(stubborn)
+            draining = asyncio.ensure_future(supervisor.drain(1))
+            for _ in range(2):
+                await asyncio.sleep(0.6)
+                thread = threading.Thread(target=register, args=(ctx,))
+                thread.start()
+                thread.join()
+            report = await draining
+        assert (report.finished, len(report.abandoned)) == (1, 1)
+
+    run(main())
+    assert said == ["fine", "fine was not accepted: the deadline of the drain has passed"]
