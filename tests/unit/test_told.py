@@ -165,3 +165,23 @@ def test_what_travels_beside_stored_work(caplog):
 
 def hears_only(event):
     """Hear, and carry nothing."""
+
+
+@pytest.mark.parametrize("way", [WAYS["short"], WAYS["watched"]], ids=["short", "watched"])
+def test_a_hook_that_hears_of_successes_alone(way):
+    """S16: who wants nothing but successes is told nothing else, and the task knows when its attempt began."""
+    heard = []
+
+    def hear(event):
+        heard.append((type(event), event.task._started, event.at))
+
+    hear.events = (TaskSucceeded,)
+
+    async def main():
+        async with Supervisor(hooks=[hear]) as supervisor:
+            await asyncio.sleep(3)
+            with supervisor.context() as ctx:
+                way(ctx).defer(asyncio.sleep, 1)
+
+    run(main())
+    assert heard == [(TaskSucceeded, 3, 4)]
