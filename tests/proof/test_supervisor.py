@@ -222,9 +222,9 @@ class Machine(RuleBasedStateMachine):
     @rule(items=st.lists(st.integers(0, 50), max_size=3), turns=st.integers(0, 2))
     def give_up_waiting(self, items, turns):
         """Cancel handlers that wait for room."""
-        for number in items:
-            if number < len(self.waiting):
-                self.do(self.waiting[number].cancel, turns=turns)
+        self.do(
+            lambda: [waiting.cancel() for waiting in self.waiting[min(items, default=0) :][: len(items)]], turns=turns
+        )
 
     @rule(ctx=contexts, error=st.sampled_from([None, BoomError()]), turns=st.integers(0, 5))
     def end_context(self, ctx, error, turns):
