@@ -100,7 +100,10 @@ def test_the_whole_demo_on_postgresql(folder):
 
     with together(folder) as app:
         assert app.client.get("/api/stats").json() == {"runners": 7}
-        assert app.client.get("/dev/outbox").json() == []
+        # The worker was killed, perhaps before it noted its last mail: that one may come again, and no new one.
+        assert {mail["message_id"] for mail in app.client.get("/dev/outbox").json()} <= {
+            mail["message_id"] for mail in mails
+        }
         again = refused(folder, "together", MARATHON_DATABASE_URL="", MARATHON_POSTGRES=str(folder))
         assert (again.returncode, "another one uses it" in again.stderr) == (1, True)
         everything = [*family(app).values(), postmaster(folder)]
