@@ -47,6 +47,17 @@ def find_engine(engine: Engine | str) -> Engine:
         shown = repr(f"{scheme}://") if separator else "a text without '://'"
         message = f"no engine is known for {shown}: there are {', '.join(sorted(known)) or 'none installed'}"
         raise ValueError(message)
-    kind: Any = known[name].load()
-    found: Engine = kind.from_url(engine)
+    found: Engine = _load(known[name]).from_url(engine)
     return found
+
+
+def _load(point: Any) -> Any:
+    """Import what an entry point names; say what to install where that takes more than there is."""
+    try:
+        return point.load()
+    except ModuleNotFoundError as error:
+        # The extra of an engine of ours has the name of its module.
+        ours = point.module.startswith("deferred.engines.")
+        what = f"deferred-middleware[{point.module.rpartition('.')[2]}]" if ours else error.name
+        message = f"the engine of {point.name}:// needs {error.name!r}, which is not installed: pip install '{what}'"
+        raise ModuleNotFoundError(message, name=error.name) from error

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import importlib.metadata
 import sqlite3
+import sys
 
 import aiosqlite
 import pytest
@@ -61,6 +63,24 @@ def test_other_urls_are_refused_without_their_password():
         find_engine(3)
     engine = SQLiteEngine("x.db")
     assert find_engine(engine) is engine
+
+
+def test_an_engine_without_its_packages_says_what_to_install(monkeypatch):
+    """An engine of ours whose packages are missing is answered with the command that installs them."""
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
+    monkeypatch.delitem(sys.modules, "deferred.engines.sqlite")
+    with pytest.raises(ModuleNotFoundError, match=r"'aiosqlite', .* pip install 'deferred-middleware\[sqlite\]'"):
+        find_engine("sqlite:///jobs.db")
+
+
+def test_somebody_elses_engine_without_its_package_names_that(tmp_path, monkeypatch):
+    """An engine of another package is no extra of ours: what it misses is named."""
+    (tmp_path / "pigeons.py").write_text("import loft")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint("pigeon", "pigeons:Engine", "deferred.engines")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: [point])
+    with pytest.raises(ModuleNotFoundError, match="pip install 'loft'"):
+        find_engine("pigeon://loft")
 
 
 async def test_joins_a_raw_connection_that_begins_by_itself(engine):
