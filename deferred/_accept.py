@@ -52,6 +52,7 @@ class Acceptance(abc.ABC):
         lazy: Whether nobody has opened the supervisor.
         roomy: As long as there are fewer tasks, no limit of the supervisor is near.
         dressed: How many tasks run with something around them: only these set `running_task`.
+        steps: Those that run in line, in order, and the id of the asyncio task that each is in.
         calm: Whether nobody waits: a task that succeeds has nobody to wake.
     """
 
@@ -84,6 +85,7 @@ class Acceptance(abc.ABC):
         "roomy",
         "seen",
         "slots",
+        "steps",
         "task_scope",
         "tasks",
         "warned",
@@ -118,6 +120,7 @@ class Acceptance(abc.ABC):
         self.roomy = 0 if self.slots.named else max_pending
         self.tasks: set[TaskHandle[Any]] = set()
         self.detached: set[TaskHandle[Any]] = set()
+        self.steps: dict[TaskHandle[Any], int] = {}
         self.loop: AbstractEventLoop | None = None
         self.seen: AbstractEventLoop | None = None
         self.home: object = NOWHERE

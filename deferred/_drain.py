@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from deferred._events import DrainReport, Outcome, TaskState, UnfinishedTask
+from deferred._events import DrainReport, Execution, Outcome, TaskState, UnfinishedTask
 from deferred._task import Clock, TaskHandle, Unit
 
 __all__ = ["Drain"]
@@ -72,6 +72,8 @@ class Drain:
     def note(self, task: TaskHandle[Any]) -> None:
         """Count a task that has just reached its terminal state."""
         if not task._tracked:
+            if task._outcome is Outcome.ABANDONED and task._execution is Execution.SEQUENTIAL:
+                self.abandoned.append(self._record(task))  # a step in line, left behind with its task
             return
         if task._outcome is Outcome.SUCCEEDED:
             self.finished += 1

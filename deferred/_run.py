@@ -68,6 +68,7 @@ class Runtime(Protocol):
     hooks: Hooks
     now: Clock
     dressed: int  # how many tasks run by `run_task` and `run_inline`
+    steps: dict[TaskHandle[Any], int]  # those under way in `run_inline`, and the ids of the asyncio tasks they are in
 
     @property
     def offload(self) -> Executor:
@@ -137,15 +138,18 @@ async def run_task(task: TaskHandle[Any], runtime: Runtime) -> None:
 async def run_inline(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a step inside the caller's own asyncio task, and raise what it raises."""
     outer = running_task.set(task)
+    runtime.steps[task] = runner = id(asyncio.current_task())  # who refers to it keeps it alive
     runtime.dressed += 1
     try:
         ending = await _all_attempts(task, runtime)
     except BaseException as error:
-        runtime.settle(task, _ending(task, error))
+        runtime.settle(task, _ending(task, error, runner))
         raise
     finally:
         runtime.dressed -= 1
-        running_task.reset(outer)
+        del runtime.steps[task]
+        with contextlib.suppress(ValueError):  # Python closes it, with the variables of whoever let go of it
+            running_task.reset(outer)
     runtime.settle(task, ending)
     if task._error is not None:
         raise task._error
@@ -341,12 +345,20 @@ def _wake(waiter: asyncio.Future[bool]) -> None:
         waiter.set_result(True)
 
 
-def _ending(task: TaskHandle[Any], error: BaseException) -> Outcome:
-    """Return the outcome that this exception, out of the work itself, means."""
+def _ending(task: TaskHandle[Any], error: BaseException, runner: int | None = None) -> Outcome:
+    """Return the outcome that this exception, out of the work itself, means.
+
+    Args:
+        task: The task.
+        error: What came out of it.
+        runner: The id of the asyncio task that a step in line is in.
+    """
     task._error = _trimmed(error)
     if isinstance(error, asyncio.CancelledError):
         return task._stopped_by or Outcome.CANCELLED_BY_ITSELF
-    if isinstance(error, GeneratorExit) and _destroyed(task):
+    if runner is None and task._runner is not None:
+        runner = id(task._runner)
+    if isinstance(error, GeneratorExit) and _destroyed(runner):
         return Outcome.ABANDONED
     if isinstance(error, NonRetryableError):
         return Outcome.NON_RETRYABLE
@@ -362,10 +374,10 @@ def find_runner(task: TaskHandle[Any]) -> asyncio.Task[Any] | None:
     return None
 
 
-def _destroyed(task: TaskHandle[Any]) -> bool:
-    """Say whether the loop is gone and Python is closing the coroutine: nobody raised this."""
+def _destroyed(runner: int | None) -> bool:
+    """Say whether Python is closing the coroutine in this asyncio task, outside of it: nobody raised that."""
     try:
-        return task._runner is not None and task._runner is not asyncio.current_task()
+        return runner is not None and runner != id(asyncio.current_task())
     except RuntimeError:  # no running loop
         return True
 
