@@ -8,7 +8,7 @@ events, and it bounds itself: no server does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -54,6 +54,9 @@ class Drain:
         self._grace = grace
         self._idle: asyncio.Future[None] | None = None
         self._limit: asyncio.Timeout | None = None
+        self._running = False
+        self.joined = 0  # how many wait for its end, beside whoever runs it
+        self.left = False  # whether it was cancelled, and has left its work to those
         self.started = now()
         self.deadline = self.started + timeout
         self.finished = 0
@@ -101,20 +104,50 @@ class Drain:
     def _skipped(self) -> set[TaskHandle[Any]]:
         return self._drainers if self._me is not None else set()
 
-    async def run(self, cancel: Cancel, settle: Settle) -> None:
-        """Wait, cancel, abandon. When it is itself cancelled: abandon at once, and re-raise."""
+    async def run(self, cancel: Cancel, settle: Settle, beside: Callable[[TaskHandle[Any]], Iterable[Drain]]) -> None:
+        """Wait, cancel, abandon.
+
+        When it is itself cancelled it re-raises, and abandons at once what nobody else waits for:
+        work that another drain waits for, or somebody who has joined this one, has their time.
+
+        Args:
+            cancel: What cancels a task.
+            settle: What brings a task to its end.
+            beside: Return all drains that a task is waited for by.
+        """
         if self._me is not None:
             self._drainers.add(self._me)
+        self._running = True
+        left: list[TaskHandle[Any]] = []
         try:
             if not await self._wait(self.deadline):
                 self._cut(cancel)
                 if not await self._wait(self.deadline + self._grace):
                     self._cut(cancel)  # what came in during the grace period and never started
+        except asyncio.CancelledError:
+            self.left = self.joined > 0
+            left = [task for task in self.unfinished() if self.left or any(map(self._leaves_to, beside(task)))]
+            raise
         finally:
+            self._running = False
             for task in self.unfinished():
-                settle(task, Outcome.ABANDONED)
+                if task not in left:
+                    settle(task, Outcome.ABANDONED)
             if self._me is not None:
                 self._drainers.discard(self._me)
+
+    def _leaves_to(self, other: Drain) -> bool:
+        """Say whether work is left to `other`: no task runs that, and it is as wide as this one or a task runs this."""
+        wide = self._me is not None or other._unit is None or other._unit is self._unit
+        return wide and other is not self and other._running and other._me is None
+
+    def hasten(self, deadline: float) -> None:
+        """Cancel what is left at this time of the clock, if that is earlier."""
+        if deadline < self.deadline:
+            self.deadline = deadline
+            if self._limit is not None and not self._limit.expired():
+                self._limit.reschedule(self._loop.time() + max(0.0, deadline - self._now()))
+            self.skip_waits()
 
     def report(self, stored: Collection[str] = ()) -> DrainReport:
         """Return what was achieved so far; tasks with an id in `stored` were handed over to an engine."""

@@ -317,7 +317,7 @@ class Launcher(Settlement):
         self.watched += 1
         self.look()
         try:
-            await drain.run(self.cancel, self.settle)
+            await drain.run(self.cancel, self.settle, self.drains_of)
         finally:
             context._drains = tuple(other for other in context._drains if other is not drain)
             self.watched -= 1

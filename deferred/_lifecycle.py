@@ -35,6 +35,7 @@ class Lifecycle:
         self._openings = 0
         self._stopping = False  # the process has been told to end
         self._draining: asyncio.Future[DrainReport] | None = None
+        self._drain: Drain | None = None  # the one that it is the report of
         self._adopted: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
         alive.add(self)
 
@@ -87,7 +88,7 @@ class Lifecycle:
             if launcher.why is None:
                 self._durable.serve, served = False, self._durable.serve
                 try:
-                    await self.drain()
+                    await self._wind_up(launcher.timeout)
                 finally:
                     self._durable.serve = served
                 if launcher.tasks:  # a hook has registered work as it was told of the end
@@ -109,8 +110,9 @@ class Lifecycle:
     async def drain(self, timeout: float | None = None) -> DrainReport:
         """Wait for all work, what it registers included; cancel at the deadline; then abandon.
 
-        A drain that is under way is joined. Work is accepted as before, until the
-        supervisor is closed.
+        A drain that is under way is joined, and has the time that it has; only the closing of the
+        supervisor gives it no more than its own. Work is accepted as before, until the supervisor
+        is closed.
 
         Args:
             timeout: Seconds until what is left is cancelled; `drain_timeout` when None.
@@ -120,20 +122,50 @@ class Lifecycle:
         """
         launcher = self._launcher
         limit = launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        loop = asyncio.get_running_loop()
         me = current_task()
         if self._draining is not None:
             if me is None:
-                return await asyncio.shield(self._draining)
+                return await self._join(limit)
             # The drain that is under way waits for this very task: it waits for the others alone.
             rest = limit if launcher.deadline is None else max(0.0, min(limit, launcher.deadline - launcher.now()))
             return await self._drain_once(rest, me)
+        return await self._lead(limit, me)
+
+    async def _wind_up(self, limit: float) -> DrainReport:
+        """Drain as a part of an end that must be over in time: a drain under way is given no more than `limit`."""
+        launcher = self._launcher
+        if self._drain is not None:
+            self._drain.hasten(launcher.now() + limit)
+            launcher.deadline = self._drain.deadline
+        return await self.drain(limit)
+
+    async def _join(self, limit: float) -> DrainReport:
+        """Wait for the drain under way; take its place if it is cancelled."""
+        launcher = self._launcher
+        deadline = launcher.now() + limit
+        while (drain := self._drain) is not None and self._draining is not None:
+            drain.joined += 1
+            try:
+                report = await asyncio.shield(self._draining)
+            except asyncio.CancelledError:
+                if drain.left and drain.joined == 1 and not launcher.drains:  # to this one alone
+                    for task in tuple(launcher.tasks):
+                        launcher.settle(task, Outcome.ABANDONED)
+                raise
+            finally:
+                drain.joined -= 1
+            if not drain.left:
+                return report
+        return await self._lead(max(0.0, deadline - launcher.now()), None)
+
+    async def _lead(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
+        """Drain, and tell of it; others may join."""
+        launcher = self._launcher
+        loop = asyncio.get_running_loop()
         if launcher.loop is not loop:
             launcher.meet(loop, self)
         done = self._draining = loop.create_future()
-        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
-        launcher.drains.append(drain)
-        launcher.look()
+        drain = self._drain = self._begin(limit, me)
         launcher.deadline = drain.deadline
         self._durable.pause()
         drain.skip_waits()
@@ -142,9 +174,9 @@ class Lifecycle:
         try:
             async with asyncio.TaskGroup() as children:
                 for child in self._adopted:
-                    children.create_task(child.drain(limit))
+                    children.create_task(child._wind_up(limit))
                 # In this very task: one that is cancelled before its first step would record nothing.
-                await drain.run(launcher.cancel, launcher.settle)
+                await drain.run(launcher.cancel, launcher.settle, launcher.drains_of)
             stored = await self._durable.hand_over(drain.lost, launcher.grace)
             if me is None:  # else its own verdict is among those that would be waited for
                 await self._durable.finish(launcher.grace)
@@ -152,7 +184,7 @@ class Lifecycle:
             launcher.drains.remove(drain)
             launcher.look()
             launcher.deadline = None
-            self._draining = None
+            self._draining = self._drain = None
             report = drain.report(stored)
             done.set_result(report)
             now = launcher.now()
@@ -162,14 +194,19 @@ class Lifecycle:
         await launcher.hooks.finish(launcher.grace)
         return report
 
-    async def _drain_once(self, limit: float, me: TaskHandle[Any] | None = None) -> DrainReport:
-        """Drain without telling anybody, beside a drain that does or after it."""
+    def _begin(self, limit: float, me: TaskHandle[Any] | None) -> Drain:
         launcher = self._launcher
         drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
         launcher.drains.append(drain)
         launcher.look()
+        return drain
+
+    async def _drain_once(self, limit: float, me: TaskHandle[Any] | None = None) -> DrainReport:
+        """Drain without telling anybody, beside a drain that does or after it."""
+        launcher = self._launcher
+        drain = self._begin(limit, me)
         try:
-            await drain.run(launcher.cancel, launcher.settle)
+            await drain.run(launcher.cancel, launcher.settle, launcher.drains_of)
         finally:
             launcher.drains.remove(drain)
             launcher.look()

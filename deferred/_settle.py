@@ -51,6 +51,11 @@ class Settlement(Acceptance):
         self.unhappy = dict.fromkeys(TaskState, 0)
         self.drains: list[Drain] = []
 
+    def drains_of(self, task: TaskHandle[Any], /) -> tuple[Drain, ...]:
+        """Return the drains that wait for `task`."""
+        context: Any = task._unit
+        return (*self.drains, *context._drains)
+
     @abc.abstractmethod
     def pump(self) -> None:
         """Start those who wait for a slot, from the next turn of the loop on."""
@@ -87,7 +92,7 @@ class Settlement(Acceptance):
             self._abandon_steps(task)
         task._outcome = outcome
         context: Any = task._unit
-        drains = (*self.drains, *context._drains)
+        drains = self.drains_of(task)
         self._tell_ending(task, context, outcome)
         self._let_go(task, context, drains)
 
