@@ -1,8 +1,9 @@
 """How a supervisor opens, drains and closes.
 
 Rules of this file: what a drain has not finished is recorded before anybody is told that it is
-over, also when the drain itself is cancelled; the first of several openings counts, and the
-first of several closings drains.
+over, also when the drain itself is cancelled; of several openings the first counts, and of
+several closings the first drains and closes; whoever opens it later opens it again, whether or
+not the other closings ever came.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Lifecycle:
         self._launcher = launcher
         self._durable = launcher.durable = durable
         launcher.owner = weakref.ref(self)
-        self._openings = 0
+        self._openings = 0  # since it was opened last; only the first of them counts
+        self._openings_ever = 0
         self._stopping = False  # the process has been told to end
         self._draining: asyncio.Future[DrainReport] | None = None
         self._drain: Drain | None = None  # the one that it is the report of
@@ -62,11 +64,18 @@ class Lifecycle:
         await self.close()
 
     def open(self) -> None:
-        """Bind it to the running event loop; the first of several openings counts."""
+        """Bind it to the running event loop.
+
+        Apps that share it may each open it: the first opening counts, and the first closing
+        closes it for all of them, because the app that is told first of the shutdown is the
+        outermost. Once it is closed, the next opening opens it again, also when not every
+        opening before had its closing. Opened while it closes, it stays open.
+        """
         launcher = self._launcher
         loop = asyncio.get_running_loop()
-        if launcher.loop is not None and launcher.loop.is_closed():
-            self._openings = 0  # its last life broke off with its loop
+        self._openings_ever += 1
+        if launcher.lazy or (launcher.loop is not None and launcher.loop.is_closed()):
+            self._openings = 0  # it was closed, or its last life broke off with its loop
         if not self._openings:
             launcher.opened, launcher.lazy = True, False
             launcher.why = None
@@ -81,8 +90,9 @@ class Lifecycle:
         self._openings += 1
 
     async def close(self) -> None:
-        """Drain it and take no more work; when it was opened several times, the first close drains."""
+        """Drain it and take no more work, however often it was opened."""
         launcher = self._launcher
+        ever = self._openings_ever
         self._openings = max(0, self._openings - 1)
         try:
             if launcher.why is None:
@@ -94,8 +104,11 @@ class Lifecycle:
                 if launcher.tasks:  # a hook has registered work as it was told of the end
                     await self._drain_once(launcher.timeout, current_task())
         finally:
-            self._shut("it has been drained and closed; work must be registered before the shutdown")
-            await self._durable.close()
+            if ever == self._openings_ever:
+                self._shut("it has been drained and closed; work must be registered before the shutdown")
+                await self._durable.close()
+            else:
+                self._durable.start()
 
     def _shut(self, why: str) -> None:
         launcher = self._launcher

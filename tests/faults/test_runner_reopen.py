@@ -15,6 +15,7 @@ from deferred import (
     current_context,
     defer,
 )
+from deferred.engines.memory import MemoryEngine
 from tests.faults.support import Told, ended, fine, forever, idle, nothing_left, outcome_of, settled, turns, until
 
 SHORT = {"drain_timeout": 0, "cancel_grace": 0.05}
@@ -31,6 +32,53 @@ class TestAgain:
             assert supervisor.stats().succeeded == count
             with supervisor.context() as ctx, pytest.raises(SupervisorClosedError):
                 ctx.defer(fine)
+
+    @pytest.mark.parametrize("openings", [2, 3])
+    async def test_opened_again_with_a_closing_missing(self, openings):
+        """S11, B21: what was opened twice and closed once is closed, and the next opening opens it again, for good."""
+        supervisor = Supervisor()
+        for _ in range(openings):
+            supervisor.open()
+        await supervisor.close()
+        with supervisor.context() as ctx, pytest.raises(SupervisorClosedError):
+            ctx.defer(fine)
+        supervisor.open()
+        assert not supervisor.draining
+        with supervisor.context() as ctx:
+            ctx.defer(fine)
+        await supervisor.close()
+        assert supervisor.stats().succeeded == 1
+        with supervisor.context() as ctx, pytest.raises(SupervisorClosedError):
+            ctx.defer(fine)
+
+    @pytest.mark.parametrize("openings", [1, 2])
+    async def test_opened_while_it_closes(self, openings):
+        """S11, B21: a supervisor that is opened while it drains for its closing stays open for whoever opened it."""
+        engine, ran = MemoryEngine(), []
+        supervisor = Supervisor(engine=engine)
+
+        @supervisor.task("note")
+        async def note(what: str):
+            ran.append(what)
+
+        release = asyncio.Event()
+        for _ in range(openings):
+            supervisor.open()
+        with supervisor.context() as ctx:
+            ctx.defer(release.wait)
+        closing = asyncio.ensure_future(supervisor.close())
+        await turns(3)
+        supervisor.open()
+        release.set()
+        await closing
+        with supervisor.context() as ctx:
+            handle = ctx.defer(fine)
+            await ctx.enqueue(note, "served")
+        await until(lambda: ran)
+        await supervisor.close()
+        assert handle.state is TaskState.SUCCEEDED
+        with supervisor.context() as ctx, pytest.raises(SupervisorClosedError):
+            ctx.defer(fine)
 
     def test_on_one_loop_after_another(self):
         """A44: a supervisor of a module serves one `asyncio.run` after another, also after one that broke off."""
