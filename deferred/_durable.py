@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from deferred._delivery import CRASHES, SUSPECT, new_job_id, read_note, verdict_of
-from deferred._events import Execution, TaskDead, TaskEnqueued
+from deferred._events import Execution, Outcome, TaskDead, TaskEnqueued
 from deferred._launch import Launcher
 from deferred._registry import RegisteredTask, Registry, check_name
 from deferred._retry import seconds
@@ -245,9 +245,15 @@ class DurableWork:
         redelivery = note.redelivery(delivery)
         async with self._suspects.running(suspect=suspect):
             handle = self._launch(task, delivery, args, kwargs, redelivery)
-            await handle.settled()
-        context: Any = handle._unit
-        context.end(handle.error)
+            context: Any = handle._unit
+            try:
+                await handle.settled()
+            except asyncio.CancelledError:  # by the engine, which has lost the job
+                self._launcher.cancel(handle, Outcome.CANCELLED_LEASE_LOST)
+                await handle.settled()
+                raise
+            finally:
+                context.end(handle.error)
         verdict = verdict_of(handle, note, redelivery)
         return self._bury(delivery, verdict, handle.attempts) if isinstance(verdict, Dead) else verdict
 

@@ -69,6 +69,7 @@ class Outcome(enum.Enum):
     CANCELLED_BY_HANDLE = "cancelled_by_handle"
     CANCELLED_BY_DRAIN = "cancelled_by_drain"
     CANCELLED_AT_DEADLINE = "cancelled_at_deadline"  # it would have started after the drain's deadline
+    CANCELLED_LEASE_LOST = "cancelled_lease_lost"  # its engine has lost the job, which is delivered again
     DISCARDED_BY_WHEN = "discarded_by_when"
     DISCARDED_BY_OVERFLOW = "discarded_by_overflow"
     DISCARDED_OUT_OF_SCOPE = "discarded_out_of_scope"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from typing import Any
+from typing import Any, cast
 
 from cairnq.store.sqlite import SQLiteStore
+
+from deferred.engines._leases import Leases
 
 __all__ = ["NAME", "UNBOUNDED", "Store"]
 
@@ -69,12 +71,24 @@ class Store(SQLiteStore):
         self._writes.update(dict.fromkeys(_STATEMENTS, True))
         self._writes.update(deferred_dead=False, deferred_depth=False, deferred_live=False)
         self.stored = asyncio.Event()
+        self.leases: dict[str, Leases] = {}
 
     def _bind(self, sql: str, params: dict[str, Any]) -> dict[str, Any]:
         empty = {name: None for name in ("ids", "queues") if name in params and params[name] is None}
         if not empty:
             return super()._bind(sql, params)
         return super()._bind(sql, {**params, **dict.fromkeys(empty, ())}) | empty
+
+    async def heartbeat_batch(self, *, task_ids: list[str], worker_id: str, lease_ms: int = 30_000) -> dict[str, bool]:
+        """Renew leases; those who hold them are told."""
+        leases = self.leases.get(worker_id)
+        if leases is None:
+            return await self.renew(task_ids, worker_id, lease_ms)
+        return cast("dict[str, bool]", await leases.beat(task_ids))  # what `renew` returns
+
+    async def renew(self, ids: list[str], worker_id: str, lease_ms: int) -> dict[str, bool]:
+        """Renew the leases of these jobs; return those that are this worker's, and whether to cancel them."""
+        return await super().heartbeat_batch(task_ids=ids, worker_id=worker_id, lease_ms=lease_ms)
 
     async def claim_wake(self, queues: list[str], timeout_ms: int) -> None:  # noqa: ARG002  # cairnq's signature
         """Wait for a job stored by this process, or a part of the poll, so that workers do not poll in step."""

@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import asyncpg as untyped  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]  # its documentation has its types
 import msgspec
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver, Relay
 from pgqueuer.adapters.persistence.queries import Queries
 from pgqueuer.domain.models import Job as Row
-from pgqueuer.domain.types import QueueManagerId
+from pgqueuer.domain.types import JobId, QueueManagerId
 from pgqueuer.ports.driver import NotifyCallback
 
+from deferred.engines._leases import Leases
 from deferred.engines._protocol import Dead, Job, RetryIn
 
 __all__ = [
@@ -105,6 +106,19 @@ with settled as (
     returning id, status, entrypoint, priority
 ) @log_settled
 """,
+    # PgQueuer's own would also renew the lease of another.
+    "renew": """
+update @queue set heartbeat = now()
+where id = any($1::bigint[]) and queue_manager_id = $2 and status = 'picked' returning id
+""",
+    # PgQueuer's own would also delete what another has by now.
+    "finish": """
+with finished as (
+    delete from @queue where id = any($1::bigint[]) and queue_manager_id = $2 and status = 'picked'
+    returning id, entrypoint, priority
+)
+insert into @log (job_id, status, entrypoint, priority) select id, 'successful', entrypoint, priority from finished
+""",
     "numbers": """
 select job_id,
     count(*) filter (where status = 'picked') - count(*) filter (where traceback->>'uncounted' is not null) as number
@@ -188,45 +202,69 @@ class Driver(AsyncpgPoolDriver):
         await self._listener.add_listener(channel, Relay(callback))
 
 
+class Claim(NamedTuple):
+    """What is known of a row besides the row."""
+
+    since: float  # when its claim was sent, on the event loop's clock
+    number: int  # which delivery this is
+
+
 class Store(Queries):
     """PgQueuer's queries for one manager: numbered deliveries, fenced verdicts. Lives as long as it.
 
     Args:
         driver: The connections.
         statements: Our SQL.
-        patience: Seconds during which a verdict is written again and again.
-        tell: Told what keeps it from being written.
+        lease: Seconds that a job stays this manager's without a sign of life; a verdict is written as long.
+        tell: Told what keeps something from being written.
     """
 
     def __init__(
-        self, driver: Driver, statements: Statements, patience: float, tell: Callable[[str, BaseException], None]
+        self, driver: Driver, statements: Statements, lease: float, tell: Callable[[str, BaseException], None]
     ) -> None:
         super().__init__(driver)
         self._statements = statements
-        self._patience = patience
+        self._patience = lease
         self._tell = tell
         self._settled: dict[int, Row] = {}  # by identity: a job may be here twice
-        self.numbers: dict[int, int] = {}
+        self._claims: dict[int, Claim] = {}
+        self.leases = Leases(lease, self._renew, tell)
         self.manager: QueueManagerId | None = None
 
     async def dequeue(self, *args: Any, **kwargs: Any) -> list[Row]:
         """Claim jobs, and look up which deliveries these are."""
+        since = asyncio.get_running_loop().time()
         rows = await super().dequeue(*args, **kwargs)
-        if rows:
-            found = await self.driver.fetch(self._statements["numbers"], [row.id for row in rows])
-            for each in found:
-                self.numbers[int(str(each["job_id"]))] = int(str(each["number"]))
+        # One that its manager runs is not run again: an own claim of what had run out is a renewal.
+        fresh = [row for row in rows if not self.leases.renewed(row.id, since)]
+        if fresh:
+            found = await self.driver.fetch(self._statements["numbers"], [row.id for row in fresh])
+            numbers = {int(str(each["job_id"])): int(str(each["number"])) for each in found}
+            for row in fresh:
+                self._claims[row.id] = Claim(since, numbers.get(row.id, row.attempts + 1))
         return rows
+
+    def claim(self, row: Row) -> Claim:
+        """Return what is known of a row that was claimed; once."""
+        return self._claims.pop(row.id)
+
+    async def update_heartbeat(self, job_ids: list[JobId]) -> None:
+        """Renew leases, and have what is no longer this manager's cancelled."""
+        await self.leases.beat(job_ids)
+
+    async def _renew(self, ids: list[JobId]) -> set[int]:
+        rows = await self.driver.fetch(self._statements["renew"], ids, self.manager)
+        return {int(str(row["id"])) for row in rows}
 
     async def log_jobs(self, job_status: list[Any]) -> None:
         """Delete the finished; a job that ended in any other way is ours to settle, or its lease ends."""
-        finished: list[Any] = [
-            (row, status, trace)
-            for row, status, trace in job_status
+        finished = [
+            row.id
+            for row, status, _ in job_status
             if self._settled.pop(id(row), None) is None and status == "successful"
         ]
         if finished:
-            await self._stubbornly(lambda: super(Store, self).log_jobs(finished))
+            await self._stubbornly(lambda: self.driver.execute(self._statements["finish"], finished, self.manager))
 
     async def settle(self, row: Row, verdict: RetryIn | Dead, *, counted: bool = True) -> None:
         """Retry or park a job, if it is still this manager's."""

@@ -2,7 +2,7 @@
 
 Rules of this file: a manager whose connection for notifications is lost is replaced at once,
 and finishes what it runs beside the next; a delivery that was claimed and not begun when the
-stop comes is given back uncounted.
+stop comes is given back uncounted; one whose lease is lost is cancelled, and nothing is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from pgqueuer.core.qm import QueueManager
 from pgqueuer.domain.models import Job as Row
 
-from deferred.engines._pgqueuer import LOST, Connection, Driver, Pool, Statements, Store, envelope_of
+from deferred.engines._pgqueuer import LOST, Connection, Driver, Envelope, Pool, Statements, Store, envelope_of
 from deferred.engines._protocol import Dead, Delivery, Handle, RetryIn, Verdict
 from deferred.engines._support import Trouble, clean, persist, shown
 
@@ -77,7 +77,7 @@ class Service:
         listener.add_termination_listener(lost)
         for queue in self._queues:
             manager.entrypoint(queue, accepts_context=False, on_failure="hold")(partial(self._deliver, manager, store))
-        running = asyncio.create_task(self._manage(manager, listener))
+        running = asyncio.create_task(self._manage(manager, store, listener))
         self._running.add(running)
         running.add_done_callback(self._over)
         over = [asyncio.create_task(event.wait()) for event in (self._stop, manager.shutdown)]
@@ -99,8 +99,9 @@ class Service:
         if not running.cancelled() and (error := running.exception()) is not None:
             self._trouble.tell("serving", error)
 
-    async def _manage(self, manager: QueueManager, listener: Connection) -> None:
+    async def _manage(self, manager: QueueManager, store: Store, listener: Connection) -> None:
         batch = max(1, min(25, self._concurrency // 2))
+        watching = asyncio.create_task(store.leases.watch())
         try:
             await manager.run(
                 # Jittered, so that idle workers do not poll in step.
@@ -112,24 +113,29 @@ class Service:
                 log_aggregation_interval=timedelta(0),
             )
         finally:
+            watching.cancel()
             listener.terminate()
 
     async def _deliver(self, manager: QueueManager, store: Store, row: Row) -> None:
         """Run one delivery; what returns unsettled is finished, and PgQueuer deletes it."""
-        async with self._slots:
-            begun = not self._stop.is_set()
-            verdict = await self._run(store, row) if begun else RetryIn(0.0, _note(row))
+        claim = store.claim(row)
+        try:
+            envelope = envelope_of(row)
+        except msgspec.ValidationError as error:
+            dead = Dead("foreign", clean(f"it was not stored by this package: {error}"))
+            await store.settle(row, dead)
+            return
+        with store.leases.hold(row.id, claim.since, envelope.id):
+            async with self._slots:
+                begun = not self._stop.is_set()
+                verdict = await self._run(row, envelope, claim.number) if begun else RetryIn(0.0, envelope.note)
         if isinstance(verdict, RetryIn | Dead):
             # Its next delivery may come to this very process before this one has returned.
             manager.job_context.pop(row.id, None)
             await store.settle(row, msgspec.structs.replace(verdict, error=clean(verdict.error)), counted=begun)
 
-    async def _run(self, store: Store, row: Row) -> Verdict:
+    async def _run(self, row: Row, envelope: Envelope, number: int) -> Verdict:
         self._trouble.over()
-        try:
-            envelope = envelope_of(row)
-        except msgspec.ValidationError as error:
-            return Dead("foreign", f"it was not stored by this package: {error}")
         try:
             return await self._handle(
                 Delivery(
@@ -138,7 +144,7 @@ class Service:
                     payload=row.payload or b"",
                     headers=envelope.headers,
                     queue=row.entrypoint,
-                    number=store.numbers.pop(row.id, row.attempts + 1),
+                    number=number,
                     note=envelope.note,
                     stored_at=row.created.timestamp(),
                     delivered_at=row.updated.timestamp(),
@@ -147,9 +153,3 @@ class Service:
         except Exception as error:  # noqa: BLE001  # the contract of `serve`: it is delivered again
             self._trouble.tell("a delivery", error)
             return RetryIn(1.0, envelope.note, shown(error))
-
-
-def _note(row: Row) -> str:
-    with contextlib.suppress(msgspec.ValidationError):
-        return envelope_of(row).note
-    return ""

@@ -25,6 +25,7 @@ from cairnq.retention import Retention, RetentionSweeper
 from cairnq.worker import Worker
 
 from deferred.engines._cairnq import NAME, UNBOUNDED, Store
+from deferred.engines._leases import Leases
 from deferred.engines._protocol import (
     Capabilities,
     Dead,
@@ -240,34 +241,46 @@ class SQLiteEngine:
                 poll_interval_ms=self._poll_ms,
                 on_error=lambda error, info: self._trouble.tell(str(info.get("phase", "work")), error),
             )
-            worker.register(NAME, partial(self._deliver, store, handle))
+            leases = Leases(
+                self._lease_ms / 1000,
+                lambda ids: store.renew(ids, worker.worker_id, self._lease_ms),
+                self._trouble.tell,
+            )
+            store.leases[worker.worker_id] = leases
+            worker.register(NAME, partial(self._deliver, store, leases, handle))
+            watching = asyncio.create_task(leases.watch())
             stopper = asyncio.create_task(stop.wait())
             stopper.add_done_callback(lambda _: worker.stop())
             try:
                 await worker.run()
             finally:
                 stopper.cancel()
+                watching.cancel()
+                del store.leases[worker.worker_id]
 
         await persist(attempt, stop, tell)
 
-    async def _deliver(self, store: Store, handle: Handle, ctx: TaskContext) -> None:
+    async def _deliver(self, store: Store, leases: Leases, handle: Handle, ctx: TaskContext) -> None:
         """Run one delivery; what returns normally is finished, and cairnq notes it."""
         self._trouble.over()
         task = ctx._task
         metadata = msgspec.json.decode(str(task.metadata), type=_Metadata)
         ending = msgspec.json.decode(str(task.error), type=_Ending) if task.error else _Ending()
-        verdict = await handle(
-            Delivery(
-                id=task.id,
-                name=metadata.task,
-                payload=str(task.payload).encode(),
-                headers=metadata.headers,
-                queue=task.queue,
-                number=task.attempt,
-                note=ending.note,
-                stored_at=task.created_at_ms / 1000,
+        claimed = (task.lease_until_ms or 0) - self._lease_ms
+        age = max(0.0, time.time() - claimed / 1000)
+        with leases.hold(task.id, asyncio.get_running_loop().time() - age, task.id):
+            verdict = await handle(
+                Delivery(
+                    id=task.id,
+                    name=metadata.task,
+                    payload=str(task.payload).encode(),
+                    headers=metadata.headers,
+                    queue=task.queue,
+                    number=task.attempt,
+                    note=ending.note,
+                    stored_at=task.created_at_ms / 1000,
+                )
             )
-        )
         if isinstance(verdict, RetryIn):
             ending = _Ending(message=clean(verdict.error), note=verdict.note)
         elif isinstance(verdict, Dead):

@@ -16,6 +16,7 @@ _WHY = {
     Outcome.CANCELLED_BY_DRAIN: "did not end in time and was cancelled",
     Outcome.CANCELLED_AT_DEADLINE: "had not started when the drain's time was up",
     Outcome.CANCELLED_BY_ITSELF: "was cancelled as its event loop closed, or raised CancelledError",
+    Outcome.CANCELLED_LEASE_LOST: "was cancelled as its worker had lost the lease",
     Outcome.ABANDONED: "ignored its cancellation, or its event loop was closed",
 }
 

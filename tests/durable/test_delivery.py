@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from deferred import (
+    ContextSettled,
     EngineError,
     NonRetryableError,
     Outcome,
@@ -486,6 +487,72 @@ async def test_a_task_cancelled_by_its_handle_is_dead(desk):
         (letter,) = await desk.engine.dead()
     assert letter.reason == "cancelled_by_handle"
     assert handles[0].state is TaskState.CANCELLED
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_lost_lease_is_no_failure(desk, stubborn):
+    """An engine that has lost a job has its task cancelled, with that outcome; there is no verdict. D38 D41."""
+    desk = desk(retry=Retry(on=Exception))
+    ended, handles = asyncio.Event(), []
+
+    @desk.supervisor.task("task")
+    async def task():
+        handles.append(current_task())
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+            ended.set()
+            if not stubborn:
+                raise
+
+    async def serve(handle, *, stop, **_):
+        running = asyncio.create_task(handle(Delivery(id="1", name="task", payload=b"{}")))
+        await asyncio.sleep(5)
+        running.cancel()
+        await asyncio.wait({running})
+        assert running.cancelled()
+        assert ended.is_set()
+        await stop.wait()
+
+    desk.engine.serve = serve
+    async with desk.supervisor:
+        await asyncio.sleep(10)
+        assert handles[0].done()
+        assert desk.supervisor.stats().running == 0
+    assert not [*desk.of(TaskFailed), *desk.of(TaskDead), *desk.of(TaskRetrying)]
+    if stubborn:
+        assert handles[0].state is TaskState.SUCCEEDED
+    else:
+        (event,) = desk.of(TaskCancelled)
+        assert event.outcome is handles[0].outcome is Outcome.CANCELLED_LEASE_LOST
+    (settled,) = desk.of(ContextSettled)
+    assert settled.context.id == handles[0].context_id
+
+
+async def test_a_job_lost_before_it_began_never_runs(desk):
+    """A delivery that waits for a slot when its lease is lost is not started. D41."""
+    desk = desk(max_running=1)
+    begun = []
+
+    @desk.supervisor.task("task")
+    async def task(number: int):
+        begun.append(number)
+        await asyncio.sleep(60)
+
+    async def serve(handle, *, stop, **_):
+        deliveries = [Delivery(id=str(n), name="task", payload=b'{"number":%d}' % n) for n in range(2)]
+        running = [asyncio.create_task(handle(delivery)) for delivery in deliveries]
+        await asyncio.sleep(1)
+        running[1].cancel()
+        await asyncio.wait(running)
+        await stop.wait()
+
+    desk.engine.serve = serve
+    async with desk.supervisor:
+        await asyncio.sleep(100)
+    assert begun == [0]
+    assert [event.outcome for event in desk.of(TaskCancelled)] == [Outcome.CANCELLED_LEASE_LOST]
 
 
 async def test_a_durable_task_may_drain(desk):

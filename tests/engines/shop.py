@@ -86,7 +86,11 @@ async def poison() -> None:
 async def slow(number: int, seconds: float) -> None:
     """Take a while."""
     write("begin", number, current_task().attempts)
-    await asyncio.sleep(seconds)
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        write("cancelled", number, current_task().attempts)
+        raise
     write("effect", number, current_task().attempts)
 
 

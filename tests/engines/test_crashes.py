@@ -97,3 +97,19 @@ async def test_a_worker_told_twice_hands_back(shop):
     await shop.until("begin", 2)
     assert [words[1] for words in shop.lines("begin")] == ["1", "1"]
     other.kill()
+
+
+async def test_a_worker_that_slept_through_its_lease_ends_its_copy(shop):
+    """A worker that wakes to find its job with another cancels its own run of it, and ends well. D09 D41."""
+    await shop.enqueue("slow", 1, 3600)
+    sleeper = await shop.worker()
+    await shop.until("begin", 1)
+    sleeper.send_signal(signal.SIGSTOP)
+    other = await shop.worker()
+    await shop.until("begin", 2)
+    sleeper.send_signal(signal.SIGCONT)
+    await shop.until("cancelled", 1)
+    assert shop.lines("cancelled") == [["1", "1"]]  # of the first attempt, while the second runs
+    assert await terminate(sleeper) == 0
+    assert (await shop.engine.depth()).running == 1
+    other.kill()
