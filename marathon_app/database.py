@@ -30,6 +30,10 @@ class DatabaseUnavailableError(RuntimeError):
     """The database cannot be opened, went away, or is not the one that was opened."""
 
 
+class DatabaseOutcomeUnknownError(DatabaseUnavailableError):
+    """The database went away during a COMMIT, for longer than it could be asked what became of it."""
+
+
 class Row(Protocol):
     """One row of a result; values are found by the column's name."""
 

@@ -27,6 +27,7 @@ from marathon_app.database import (
     MAX_WAITING,
     Connection,
     DatabaseBusyError,
+    DatabaseOutcomeUnknownError,
     DatabaseUnavailableError,
     Row,
     Turns,
@@ -269,7 +270,7 @@ class PostgresDatabase:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             message = "the database went away during the commit, and whether it was done is not known"
-            raise DatabaseUnavailableError(message) from unknown
+            raise DatabaseOutcomeUnknownError(message) from unknown
 
 
 class _Held:

@@ -1,4 +1,9 @@
-"""The runners' table: who is registered, each address once."""
+"""The runners' table: who is registered, each address once.
+
+Whether a row was stored is not always known: a database may go away in the middle of a COMMIT. Such an
+address counts as new when it is registered again, for as long as this process remembers it: it may be
+stored by now, and its confirmation was never begun.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,7 +12,7 @@ from typing import Final
 import msgspec
 
 from marathon_app.batches import Batches
-from marathon_app.database import Connection, Database
+from marathon_app.database import Connection, Database, DatabaseOutcomeUnknownError
 from marathon_app.models import Registration
 
 _COLUMNS: Final = """
@@ -63,6 +68,7 @@ _INSERT: Final = {
 """,
 }
 _REMOVE: Final = "DELETE FROM runners WHERE email_key = :email_key"
+_MOST_DOUBTFUL: Final = 10_000  # addresses that are remembered; the oldest are forgotten first
 _COUNT: Final = "SELECT count(*) AS runners FROM runners"
 
 
@@ -86,6 +92,7 @@ class Registrations:
         self._delay = delay
         self._sql = _INSERT[database.dialect]
         self._batches = Batches(self._insert_batch)
+        self._doubtful: dict[str, None] = {}  # in the order in which they came
 
     async def insert(self, registration: Registration) -> Stored:
         """Store a registration unless its address is registered; committed when this returns.
@@ -94,11 +101,17 @@ class Registrations:
 
         Raises:
             DatabaseBusyError: Nothing was stored, and trying again may help.
+            DatabaseOutcomeUnknownError: Whether it was stored is not known; trying again says that it is new.
             DatabaseUnavailableError: Nothing was stored.
         """
         if self._delay:
             await asyncio.sleep(self._delay)
-        return await self._batches.add(registration)
+        try:
+            stored = await self._batches.add(registration)
+        except DatabaseOutcomeUnknownError:
+            self._doubt(registration)
+            raise
+        return Stored(new=self._was_doubtful(registration) or stored.new)
 
     async def insert_with(self, registration: Registration, then: Callable[[Connection], Awaitable[object]]) -> Stored:
         """Store a registration and what `then` stores in the same transaction: both, or neither.
@@ -109,6 +122,7 @@ class Registrations:
 
         Raises:
             DatabaseBusyError: Nothing was stored, and trying again may help.
+            DatabaseOutcomeUnknownError: Whether both were stored is not known; trying again does no harm.
             DatabaseUnavailableError: Nothing was stored.
         """
         if self._delay:
@@ -116,12 +130,18 @@ class Registrations:
         rows = msgspec.json.encode([registration]).decode()
 
         async def work(connection: Connection) -> Stored:
-            new = await connection.fetch_all(self._sql, {"rows": rows})
+            new = bool(await connection.fetch_all(self._sql, {"rows": rows})) or doubtful
             if new:
                 await then(connection)
-            return Stored(new=bool(new))
+            return Stored(new=new)
 
-        return await self._database.write(work)
+        doubtful = self._was_doubtful(registration)
+        try:
+            return await self._database.write(work)
+        except BaseException:
+            if doubtful:
+                self._doubt(registration)
+            raise
 
     async def remove(self, registration: Registration) -> None:
         """Take a registration back; nothing happens where there is none.
@@ -157,3 +177,12 @@ class Registrations:
             stored.append(Stored(new=registration.email_key in new))
             new.discard(registration.email_key)  # of twins in one batch the first is the new one
         return stored
+
+    def _doubt(self, registration: Registration) -> None:
+        if len(self._doubtful) >= _MOST_DOUBTFUL:
+            del self._doubtful[next(iter(self._doubtful))]
+        self._doubtful[registration.email_key] = None
+
+    def _was_doubtful(self, registration: Registration) -> bool:
+        """Say whether an address may be stored without a confirmation; whoever asks first sees to that."""
+        return self._doubtful.pop(registration.email_key, 0) is None

@@ -16,7 +16,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
 from deferred import NonRetryableError, SupervisorClosedError, TaskRejectedError
-from marathon_app.database import DatabaseBusyError, DatabaseUnavailableError
+from marathon_app.database import DatabaseBusyError, DatabaseOutcomeUnknownError, DatabaseUnavailableError
 from marathon_app.mail import MailNotSentError
 from marathon_app.models import InvalidRegistrationError
 
@@ -69,10 +69,12 @@ def http_error(_request: AnyRequest, error: HTTPException) -> ErrorResponse:
 
 
 def database_error(_request: AnyRequest, error: DatabaseBusyError | DatabaseUnavailableError) -> ErrorResponse:
-    """Answer that nothing was stored, and that trying again makes sense: 503."""
+    """Answer that nothing was stored, or that it is not known, and that trying again makes sense: 503."""
     logger.warning("A registration was not stored: %s", error)
     retry_after = "1" if isinstance(error, DatabaseBusyError) else "5"
     detail = "The registration could not be stored; nothing was kept. Please try again."
+    if isinstance(error, DatabaseOutcomeUnknownError):
+        detail = "Whether the registration was stored is not known. Please try again: nobody is registered twice."
     return _error(503, detail, headers={"Retry-After": retry_after})
 
 

@@ -195,6 +195,10 @@ def _folder(settings: Settings) -> Path:
         here = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:8]
         folder = Path(tempfile.gettempdir()) / f"marathon-postgres-{os.getuid()}-{here}"
     folder = folder.absolute()
+    if len(str(folder).split()) > 1:  # it becomes a part of the server's own command line
+        raise SettingsError(
+            {"MARATHON_POSTGRES": f"PostgreSQL does not start in a folder with a space in its name: {folder}"}
+        )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()

@@ -196,10 +196,17 @@ class Driver(AsyncpgPoolDriver):
     def __init__(self, pool: Pool, listener: Connection) -> None:
         super().__init__(pool)
         self._listener = listener
+        self._listening = asyncio.Event()
 
     async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
         """Listen on our own connection, whose end we are told of."""
         await self._listener.add_listener(channel, Relay(callback))
+        self._listening.set()
+
+    async def notify(self, channel: str, payload: str) -> None:
+        """Notify once there is somebody to hear it: PgQueuer asks for an echo before it listens."""
+        await self._listening.wait()
+        await super().notify(channel, payload)
 
 
 class Claim(NamedTuple):

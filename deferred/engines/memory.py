@@ -87,14 +87,17 @@ class MemoryEngine:
             raise EngineError(message)
         ids: list[str] = []
         for job in jobs:
-            known = [row.job.id for row in self._rows.values() if row.job.key == job.key and row.dead is None]
-            if job.key is not None and known:
-                ids.append(known[0])
+            known = None if job.key is None else self._live(job.key)
+            if known is not None:
+                ids.append(known)
             else:
                 self._rows[job.id] = _Row(job, _now() + job.delay, time.time())
                 ids.append(job.id)
         self._wake()
         return ids
+
+    def _live(self, key: str) -> str | None:
+        return next((row.job.id for row in self._rows.values() if row.job.key == key and row.dead is None), None)
 
     def _wake(self) -> None:
         if self._changed is not None:

@@ -9,12 +9,14 @@ import aiosqlite
 import asyncpg
 import pytest
 from databases import Database
+from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver
 from pgqueuer.adapters.persistence.queries import Queries
 
 from deferred import EngineError
 from deferred.engines import Dead, Done, Job, RetryIn, find_engine
 from deferred.engines._bench import Server as Worker
 from deferred.engines._bench import until_settled
+from deferred.engines._pgqueuer import Driver
 from deferred.engines.postgres import PostgresEngine
 from tests.engines.postgresql import connected
 
@@ -219,6 +221,33 @@ async def test_work_goes_on_when_connections_are_cut(engine, postgres_url, whose
                     await engine.enqueue([job("after")])
                     break
             assert (await worker.next()).name == "after"
+
+
+async def test_an_echo_is_asked_for_once_somebody_listens(engine, monkeypatch):
+    """A slow LISTEN at the start is not taken for a lost connection: the first probe waits for it. D18."""
+    add_listener, notify = Driver.add_listener, AsyncpgPoolDriver.notify
+    begun, slow, probed, order = asyncio.Event(), asyncio.Event(), asyncio.Event(), []
+
+    async def listening(driver, channel, callback):
+        begun.set()
+        await slow.wait()
+        await add_listener(driver, channel, callback)
+        order.append("listen")
+
+    async def probing(driver, channel, payload):
+        order.append("probe")
+        await notify(driver, channel, payload)
+        probed.set()
+
+    monkeypatch.setattr(Driver, "add_listener", listening)
+    monkeypatch.setattr(AsyncpgPoolDriver, "notify", probing)
+    async with asyncio.timeout(30), Worker(engine):
+        await begun.wait()
+        for _ in range(10):  # in which a probe would be sent
+            await asyncio.sleep(0)
+        slow.set()
+        await probed.wait()
+    assert order == ["listen", "probe"]
 
 
 async def test_what_was_claimed_and_not_begun_is_given_back_uncounted(engine):

@@ -7,7 +7,7 @@ import time
 import asyncpg
 import pytest
 
-from marathon_app.database import DatabaseBusyError, DatabaseUnavailableError
+from marathon_app.database import DatabaseBusyError, DatabaseOutcomeUnknownError, DatabaseUnavailableError
 from marathon_app.postgresql import PostgresDatabase
 from tests.engines.postgresql import Proxy, connected
 from tests.marathon.support import select
@@ -50,7 +50,7 @@ async def test_an_outcome_that_nobody_can_tell_is_said_to_be_unknown(postgresql,
     async with Proxy(postgresql.url) as proxy, opened(proxy.url) as database:
         proxy.forwards, proxy.swallow = True, b"COMMIT"
         monkeypatch.setattr(database, "_fetch_one", away)
-        with pytest.raises(DatabaseUnavailableError, match="not known"):
+        with pytest.raises(DatabaseOutcomeUnknownError, match="not known"):
             await database.write(adding("perhaps"))
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from marathon_app.database import DatabaseOutcomeUnknownError
 from marathon_app.registrations import Registrations
 from marathon_app.services import open_database
 from marathon_app.settings import Settings
@@ -114,3 +115,25 @@ async def test_the_demo_delay_comes_before_the_insert(database, runners):
     await Registrations(database, delay=3600.0).insert(registration())
 
     assert 3600.0 <= loop.time() - start < 3700.0
+
+
+async def test_few_addresses_are_remembered_as_doubtful(database, monkeypatch):
+    """D17: An address whose commit nobody has confirmed is new once more, and of many the oldest are forgotten."""
+    monkeypatch.setattr("marathon_app.registrations._MOST_DOUBTFUL", 2)
+    runners = Registrations(database)
+    emails = [f"a{number}@example.com" for number in range(3)]
+    write = database.write
+
+    async def unsaid(work):
+        await write(work)
+        raise DatabaseOutcomeUnknownError("away")
+
+    monkeypatch.setattr(database, "write", unsaid)
+    for email in emails:
+        with pytest.raises(DatabaseOutcomeUnknownError):
+            await runners.insert(registration(email=email))
+    monkeypatch.setattr(database, "write", write)
+
+    assert [(await runners.insert(registration(email=email))).new for email in emails] == [False, True, True]
+    assert [(await runners.insert(registration(email=email))).new for email in emails] == [False, False, False]
+    assert await runners.count() == 3

@@ -6,9 +6,10 @@ import pytest
 
 from deferred import Supervisor
 from marathon_app.app import create_app
-from marathon_app.database import DatabaseBusyError
+from marathon_app.database import DatabaseBusyError, DatabaseOutcomeUnknownError
 from marathon_app.registrations import Registrations
 from marathon_app.settings import DemoDelays, Settings
+from marathon_app.sqlite import SQLiteDatabase
 from tests.marathon.support import ROUTES, THANKS, WAITUNTIL, fields, runners, serving, until
 
 KNOWING = [route for route, status in ROUTES.items() if status != 202]  # whether the runner is new
@@ -191,6 +192,31 @@ async def test_a_mail_put_off_is_sent_later(client, faulty, route, monkeypatch):
 
     assert response.status_code == ROUTES[route]
     assert len(tries) == 3
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("second", KNOWING)
+@pytest.mark.parametrize("first", KNOWING)
+async def test_a_commit_that_nobody_has_confirmed(client, settings, faulty, monkeypatch, first, second, stored):
+    """D17: The answer says that it is not known; whoever tries again is registered once and gets one mail."""
+    write, commits = SQLiteDatabase.write, []
+
+    async def unsaid(database, work):
+        if commits:
+            return await write(database, work)
+        commits.append(await write(database, work) if stored else None)
+        raise DatabaseOutcomeUnknownError("secret reason")
+
+    monkeypatch.setattr(SQLiteDatabase, "write", unsaid)
+    unknown = await client.post(first, json=fields())
+    assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "5")
+    assert "is not known" in unknown.json()["detail"]
+    assert "secret" not in unknown.text
+    again = [await client.post(second, json=fields()) for _ in range(3)]
+
+    assert {response.status_code for response in again} == {ROUTES[second]}
+    await until(lambda: len(faulty.kept) == 1)
+    assert runners(settings) == ["ada@example.com"]
 
 
 @BOTH

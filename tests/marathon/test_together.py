@@ -130,6 +130,7 @@ def test_postgresql_that_dies_is_started_again(folder):
     [
         ({"MARATHON_DATABASE_URL": "sqlite:///x.db"}, "MARATHON_DATABASE_URL"),
         ({"MARATHON_DATABASE_URL": "", "MARATHON_POSTGRES": "/dev/null/folder"}, "MARATHON_POSTGRES"),
+        ({"MARATHON_DATABASE_URL": "", "MARATHON_POSTGRES": "with a space"}, "MARATHON_POSTGRES"),
         ({"MARATHON_DATABASE_URL": "", "MARATHON_PORT": "x"}, "MARATHON_PORT"),
     ],
 )
