@@ -27,8 +27,10 @@ from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
 from deferred._options import ErrorHook, TaskOptions
+from deferred._run import current_task
 from deferred._task import Clock, TaskHandle
 from deferred._unit import Durable, UnitOfWork
+from deferred._waits import Waits
 from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
 
 __all__ = ["Acceptance"]
@@ -36,6 +38,10 @@ __all__ = ["Acceptance"]
 logger = logging.getLogger("deferred")
 
 NOWHERE = object()
+_FOR_EVER = (
+    "; to wait for room would be to wait for ever, because all that could make room waits too: raise the limit, "
+    "or register less at a time"
+)
 
 
 class Acceptance(abc.ABC):
@@ -61,6 +67,7 @@ class Acceptance(abc.ABC):
         "_ambient",
         "_offload",
         "_rooms",
+        "_waits",
         "calm",
         "check_arguments",
         "deadline",
@@ -135,6 +142,7 @@ class Acceptance(abc.ABC):
         self._offload = offload
         self._ambient: UnitOfWork | None = None
         self._rooms: list[Future[None]] = []
+        self._waits = Waits(self.slots, max_pending, max_per_context)
         self.calm = False
         self.durable: Durable | None = None
         self.dressed = 0
@@ -275,6 +283,8 @@ class Acceptance(abc.ABC):
             self.on_loop(self.settle, task, Outcome.DISCARDED_BY_OVERFLOW)
             return False
         message = f"task {task.name!r} was not accepted (at {task.site}): {full}"
+        if self.overflow == "wait" and running_loop() is self.loop:
+            message += _FOR_EVER if self._never(context, task.name) else "; `await ctx.run(...)` waits for room"
         error = TaskRejectedError(message)
         self.on_loop(self.hooks.emit, TaskRejected(task.name, context, error, at=self.now()))
         raise error
@@ -290,17 +300,24 @@ class Acceptance(abc.ABC):
         waits = self.overflow == "wait" or (patient and self.overflow == "reject")
         if not waits or self._full(context, name) is None:
             return None
-        if not context.closed and context.pending and len(context._waiting or ()) >= context.pending:
-            return None  # all of them wait for the handler that would wait for them: it is refused
-        if context is not self._ambient and context._after_end > self.max_per_context:
-            return None  # what has ended gets no room again: it is refused
+        if self._never(context, name):
+            return None  # it is refused
         room: Future[None] = asyncio.get_running_loop().create_future()
         self._rooms.append(room)
+        self._waits.begin(current_task(), context, room, bounded=context is not self._ambient)
         self.calm = False
         return room
 
+    def _never(self, context: UnitOfWork, name: str) -> bool:
+        """Say whether to wait for room here would be to wait for ever."""
+        bounded = context is not self._ambient
+        if bounded and context._after_end > self.max_per_context:
+            return True  # what has ended gets no room again
+        return self._waits.never(current_task(), context, name, bounded=bounded)
+
     def make_room(self) -> None:
         """Let those who wait for room look again."""
+        self._waits.clear()
         rooms, self._rooms = self._rooms, []
         for room in rooms:
             if not room.done():

@@ -88,6 +88,10 @@ class Slots:
         self.named = bool(self._named)  # the hot path asks this first
         self.queues: dict[int, deque[TaskHandle[Any]]] = {}  # by context, in the order of their turns
 
+    def of(self, name: str) -> _Named | None:
+        """Return what is known of the tasks of this name, if it is limited."""
+        return self._named.get(name)
+
     def crowded(self, name: str) -> bool:
         """Say whether no further task of this name may wait."""
         named = self._named.get(name)

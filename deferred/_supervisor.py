@@ -54,8 +54,8 @@ class Supervisor(Lifecycle):
         max_per_context: How many unfinished tasks one context has at a time, and how many
             its tasks may still register once it has ended.
         overflow: What happens beyond `max_pending` and `max_per_context`: ``"reject"`` raises
-            `TaskRejectedError`, ``"wait"`` lets ``await ctx.run`` wait (what cannot wait is
-            rejected), ``"discard"`` drops the work, with an event.
+            `TaskRejectedError`, ``"wait"`` lets ``await ctx.run`` wait (what cannot wait, or
+            would wait for ever, is rejected), ``"discard"`` drops the work, with an event.
         drain_timeout: Seconds that a drain waits before it cancels. The default is the
             environment's ``DEFERRED_DRAIN_TIMEOUT``, else 20.
         cancel_grace: Seconds that cancelled tasks have to end before they are abandoned.
