@@ -6,6 +6,7 @@ import { axisOf, drawRun, drawScale, milliseconds } from "./waterfall.js";
 const POLL = 60; // milliseconds between two questions while something runs
 const IDLE = 3000; // and while nothing does
 const SHOWN = 12; // mails in the mailbox view
+const BUSY = 8000; // milliseconds that a press holds the buttons at most: a mail may be tried again for minutes
 const AFTERMATH = 2.5; // times until the kill that the axis shows at most: the rest is waiting
 const hasOutbox = document.body.dataset.outbox === "yes";
 const hasControls = document.body.dataset.controls === "yes";
@@ -19,6 +20,7 @@ const runs = new Map(); // article id -> its last run; see runs.js
 const senders = new Map(); // recipient -> execution, of every press
 const mails = new Map(); // what was seen of the mailbox, also of one that is gone
 let busy = false;
+let latest = 0; // counts the presses; what an earlier one still waits for is no longer shown
 
 const pause = (time) => new Promise((resume) => setTimeout(resume, time));
 const tagOf = () => Array.from(crypto.getRandomValues(new Uint8Array(5)), (byte) => (byte % 36).toString(36)).join("");
@@ -158,6 +160,7 @@ async function untilItIsBack(process) {
 
 async function press(withKill) {
   if (busy) return;
+  const number = ++latest;
   setBusy(true);
   showErrors();
   const results = byId("results-title");
@@ -172,17 +175,24 @@ async function press(withKill) {
     senders.set(run.recipient, tag ? article.id : "");
     answers.set(article.id, send(run, data));
   }
+  showVerdict(); // the last one's is over
+  let freed = 0;
+  const free = () => { freed = setTimeout(() => { if (number === latest) setBusy(false); }, BUSY); };
   try {
-    await Promise.all([watch(answers), withKill ? killAfter(answers) : undefined]);
+    await Promise.all([watch(number, answers), withKill ? killAfter(answers).then(free) : free()]);
+    if (number !== latest) return;
     const refused = [...runs.values()].find((run) => run.problem?.errors);
     if (refused) showErrors(refused.problem);
     await count();
   } catch (error) {
-    message.textContent = `The server did not answer (${error.message}).`;
+    if (number === latest) message.textContent = `The server did not answer (${error.message}).`;
   } finally {
-    setBusy(false);
-    draw();
-    showVerdict();
+    clearTimeout(freed);
+    if (number === latest) {
+      setBusy(false);
+      draw();
+      showVerdict();
+    }
   }
 }
 
@@ -193,17 +203,19 @@ async function killAfter(answers) {
   await kill();
 }
 
-async function watch(answers) {
+async function watch(number, answers) {
   let isDrawing = true;
   const frame = () => {
-    if (!isDrawing) return;
+    if (!isDrawing || number !== latest) return;
     draw();
+    showVerdict();
     requestAnimationFrame(frame);
   };
   frame();
   try {
     for (;;) {
       await pause(POLL);
+      if (number !== latest) return;
       await askAll().catch((error) => live("off", `no answer: ${error.message}`));
       if ([...runs.values()].every((run) => isOver(run, performance.now()))) break;
     }
@@ -252,9 +264,11 @@ function showVerdict() {
   for (const [fate, text] of [["sent", "Mail sent"], ["failed", "Mail failed"], ["lost", "Mail lost with the process"]]) {
     if (named(fate)) parts.push(`${text}: ${named(fate)}.`);
   }
+  const open = all.filter((run) => !isOver(run, now)).map((run) => labels[run.key]);
+  const text = open.length ? [`Under way: ${open.join(", ")}.`, ...parts.slice(0, killed ? 1 : 0)].join(" ") : parts.join(" ");
   const verdict = byId("verdict");
-  verdict.hidden = parts.length === 0;
-  verdict.textContent = parts.join(" ");
+  verdict.hidden = !text;
+  if (verdict.textContent !== text) verdict.textContent = text; // read out when it changes, and not with every frame
 }
 
 function showMails() {

@@ -5,7 +5,7 @@ const STEPS = [20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000];
 // An event loop's clock may tick in whole milliseconds: less than one is not told apart from none.
 export function milliseconds(time) {
   if (time < 1) return "< 1 ms";
-  return time >= 10000 ? `${(time / 1000).toFixed(1)} s` : `${time < 10 ? time.toFixed(1) : Math.round(time)} ms`;
+  return time >= 999.5 ? `${(time / 1000).toFixed(time < 9950 ? 2 : 1)} s` : `${time < 9.95 ? time.toFixed(1) : Math.round(time)} ms`;
 }
 
 // The axis ends at a round number beyond the longest time shown.

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from email import message_from_string, policy
 from pathlib import Path
+from threading import Event, Thread
 
 import httpx
 import pytest
@@ -24,13 +25,36 @@ DEADLINE = 30.0  # seconds for a process to do what it is asked; only a broken o
 THANKS = "Thanks for registering for our Marathon"
 
 
-class App:
-    """A running app: its process, and a client of it."""
+class Output(Thread):
+    """What a process says, read while it says it: one whose pipe is full stands still. It lives as long as the pipe."""
 
-    def __init__(self, process, url):
+    def __init__(self, pipe):
+        super().__init__(daemon=True)
+        self.pipe = pipe
+        self.lines = []
+        self.url = None
+        self.is_known = Event()
+        self.start()
+
+    def run(self):
+        """Read to the end; the address is known when it was said, or never will be."""
+        with self.pipe:
+            for line in self.pipe:
+                self.lines.append(line)
+                if self.url is None and (found := re.search(r"is open: (http://\S+)/", line)):
+                    self.url = found[1]
+                    self.is_known.set()
+        self.is_known.set()
+
+
+class App:
+    """A running app: its process, what that says, and a client of it."""
+
+    def __init__(self, process, output):
         self.process = process
-        self.url = url
-        self.client = httpx.Client(base_url=url)
+        self.output = output
+        self.url = output.url
+        self.client = httpx.Client(base_url=self.url)
 
     def register(self, route, **changes):
         """Post a registration; return the answer."""
@@ -43,8 +67,9 @@ class App:
 
     def ended(self):
         """Wait for the process's own end; return its exit code, and everything it said."""
-        output, _ = self.process.communicate(timeout=DEADLINE)
-        return self.process.returncode, output
+        code = self.process.wait(DEADLINE)
+        self.output.join(DEADLINE)
+        return code, "".join(self.output.lines)
 
 
 def environment(folder, **variables):
@@ -71,21 +96,18 @@ def running(folder, *arguments, **variables):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    app = None
+    output, app = Output(process.stdout), None
     try:
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if found := re.search(r"is open: (http://\S+)/", line):
-                app = App(process, found[1])
-                break
-        assert app is not None, "".join(said)
+        output.is_known.wait(DEADLINE)
+        assert output.url is not None, "".join(output.lines)
+        app = App(process, output)
         yield app
     finally:
         if app is not None:
             app.client.close()
         process.kill()
-        process.communicate()
+        process.wait()
+        output.join(DEADLINE)
 
 
 class Outside:

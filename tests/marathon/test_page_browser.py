@@ -176,6 +176,25 @@ def test_a_mail_server_that_says_later(open_page):
     assert page.locator("#waituntil .time").last.inner_text().endswith("tries")
 
 
+def test_nobody_waits_for_the_last_attempt(open_page):
+    """While a mail is still tried the buttons are free again, and the next press is shown in the place of the last."""
+    page = open_page()
+    page.clock.install()
+    page.check("input[value=hang]")
+    page.click("#one-click")
+    page.wait_for_selector("#waituntil .row:nth-child(3) .bar.running")
+    assert page.locator("#verdict").inner_text().startswith("Under way: Sequential, Fire and forget, ")
+    assert page.locator("#all").get_attribute("aria-disabled") == "true"
+    page.clock.fast_forward(10_000)
+    page.wait_for_selector("#all[aria-disabled=false]")
+    assert page.locator("#waituntil .bar.running").count() == 1
+
+    page.check("input[value=ok]")
+    press(page)
+    assert page.locator("#verdict").inner_text().startswith("First answer: ")
+    assert page.locator(".bar.running").count() == 0
+
+
 def test_what_a_kill_leaves(open_page, app):
     """Killed after the answers, the process has lost the mails that were in memory; it is back by itself."""
     page = open_page()
