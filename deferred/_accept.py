@@ -13,12 +13,13 @@ import logging
 import sys
 import threading
 import time
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from deferred._arguments import ArgumentCheck
 from deferred._call import Kind, claimed, is_coroutine, name_of
@@ -27,6 +28,7 @@ from deferred._hooks import Hooks
 from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
 from deferred._options import ErrorHook, TaskOptions
+from deferred._rooms import Line, Rooms
 from deferred._run import current_task
 from deferred._task import Clock, TaskHandle
 from deferred._unit import Durable, UnitOfWork
@@ -38,10 +40,19 @@ __all__ = ["Acceptance"]
 logger = logging.getLogger("deferred")
 
 NOWHERE = object()
+PENDING: Line = object()
+"""Stands for the limit of all tasks that wait."""
 _FOR_EVER = (
     "; to wait for room would be to wait for ever, because all that could make room waits too: raise the limit, "
     "or register less at a time"
 )
+
+
+class Full(NamedTuple):
+    """A limit that is reached."""
+
+    line: Line | None  # where one waits for room; None when there will be none
+    words: str
 
 
 class Acceptance(abc.ABC):
@@ -66,7 +77,6 @@ class Acceptance(abc.ABC):
         "__weakref__",
         "_ambient",
         "_offload",
-        "_rooms",
         "_waits",
         "calm",
         "check_arguments",
@@ -89,6 +99,7 @@ class Acceptance(abc.ABC):
         "overflow",
         "owner",
         "plain",
+        "rooms",
         "roomy",
         "seen",
         "slots",
@@ -141,7 +152,7 @@ class Acceptance(abc.ABC):
         self.lock = threading.Lock()
         self._offload = offload
         self._ambient: UnitOfWork | None = None
-        self._rooms: list[Future[None]] = []
+        self.rooms = Rooms(self._free)
         self._waits = Waits(self.slots, max_pending, max_per_context)
         self.calm = False
         self.durable: Durable | None = None
@@ -261,52 +272,69 @@ class Acceptance(abc.ABC):
                     self.slots.forget(task)
             self.meet(None, task._work)
 
-    def _full(self, context: UnitOfWork, name: str) -> str | None:
-        """Return which limit is reached, in words; None when none is."""
-        waiting = len(self.tasks) + len(self.detached) - self.slots.busy
-        if waiting >= self.max_pending:
-            return f"{waiting} tasks wait already (max_pending={self.max_pending})"
+    def _full(self, context: UnitOfWork, name: str) -> Full | None:
+        """Return which limit is reached; None when none is."""
+        if self._free(PENDING) <= 0:
+            return Full(PENDING, f"{self._waiting} tasks wait already (max_pending={self.max_pending})")
         if context is not self._ambient:
-            if context.pending >= self.max_per_context:
-                return f"its context has {context.pending} unfinished tasks (max_per_context={self.max_per_context})"
+            if self._free(context) <= 0:
+                words = f"its context has {context.pending} unfinished tasks (max_per_context={self.max_per_context})"
+                return Full(context, words)
             if context._after_end > self.max_per_context:
-                return (
+                words = (
                     "its context has ended and its tasks have registered "
                     f"{self.max_per_context} more (max_per_context={self.max_per_context})"
                 )
-        if self.slots.crowded(name):
-            return f"too many tasks of that name wait (limits[{name!r}].pending)"
+                return Full(None, words)
+        if self._free(name) <= 0:
+            return Full(name, f"too many tasks of that name wait (limits[{name!r}].pending)")
         return None
 
-    def _refuse(self, task: TaskHandle[Any], context: UnitOfWork, full: str) -> bool:
+    @property
+    def _waiting(self) -> int:
+        return len(self.tasks) + len(self.detached) - self.slots.busy
+
+    def _free(self, line: Any) -> int:
+        """Say how many more a limit takes: `PENDING`, that of a context, or that of a name."""
+        if line is PENDING:
+            return self.max_pending - self._waiting
+        return self.slots.free(line) if isinstance(line, str) else self.max_per_context - line.pending
+
+    def _refuse(self, task: TaskHandle[Any], context: UnitOfWork, full: Full) -> bool:
         if self.overflow == "discard":
             self.on_loop(self.settle, task, Outcome.DISCARDED_BY_OVERFLOW)
             return False
-        message = f"task {task.name!r} was not accepted (at {task.site}): {full}"
+        message = f"task {task.name!r} was not accepted (at {task.site}): {full.words}"
         if self.overflow == "wait" and running_loop() is self.loop:
             message += _FOR_EVER if self._never(context, task.name) else "; `await ctx.run(...)` waits for room"
         error = TaskRejectedError(message)
         self.on_loop(self.hooks.emit, TaskRejected(task.name, context, error, at=self.now()))
         raise error
 
-    def room(self, context: UnitOfWork, name: str, /, *, patient: bool = False) -> Future[None] | None:
-        """Return what to wait for while a limit is reached and the policy is ``"wait"``.
+    def room(self, context: UnitOfWork, name: str, /, *, patient: bool = False) -> Coroutine[Any, Any, None] | None:
+        """Return what waits until no limit is reached, where the policy is ``"wait"``; None when there is no need.
 
         Args:
             context: What the work belongs to.
             name: That of the task to be.
             patient: Wait by the policy ``"reject"`` too: there is nobody left to answer.
         """
-        waits = self.overflow == "wait" or (patient and self.overflow == "reject")
-        if not waits or self._full(context, name) is None:
+        if self.overflow == "wait" or (patient and self.overflow == "reject"):
+            reached = partial(self._reached, context, name)
+            if reached() is not None:
+                note = partial(self._waits.note, current_task(), context, bounded=context is not self._ambient)
+                return self.rooms.wait(reached, note)
+        return None
+
+    def _reached(self, context: UnitOfWork, name: str) -> Line | None:
+        """Return which limit is worth waiting for; None as well when it would never have room: it is refused then."""
+        full = self._full(context, name)
+        if full is None:
             return None
-        if self._never(context, name):
-            return None  # it is refused
-        room: Future[None] = asyncio.get_running_loop().create_future()
-        self._rooms.append(room)
-        self._waits.begin(current_task(), context, room, bounded=context is not self._ambient)
+        if self.why is not None or self._never(context, name):
+            return None
         self.calm = False
-        return room
+        return full.line
 
     def _never(self, context: UnitOfWork, name: str) -> bool:
         """Say whether to wait for room here would be to wait for ever."""
@@ -315,13 +343,10 @@ class Acceptance(abc.ABC):
             return True  # what has ended gets no room again
         return self._waits.never(current_task(), context, name, bounded=bounded)
 
-    def make_room(self) -> None:
-        """Let those who wait for room look again."""
-        self._waits.clear()
-        rooms, self._rooms = self._rooms, []
-        for room in rooms:
-            if not room.done():
-                room.set_result(None)
+    def make_room(self, *lines: Line) -> None:
+        """Let in who waits for room: before the limit of all tasks, and before these."""
+        for line in (PENDING, *lines):
+            self.rooms.admit(line)
 
 
 def _shown(loop: AbstractEventLoop) -> str:

@@ -146,7 +146,7 @@ class DeferredContext(Registration):
             task._outcome, task._vars = Outcome.STORED, None
             return task
         name = self._options.name or name_of(func)
-        while (room := root._host.room(root, name)) is not None:
+        if (room := root._host.room(root, name)) is not None:
             await room
         return root._register_slowly(kind, func, args, kwargs, self._options, frame, execution)
 

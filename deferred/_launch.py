@@ -112,7 +112,7 @@ class Launcher(Settlement):
 
     def look(self) -> None:
         """Look whether anybody waits; called whenever that may have changed."""
-        self.calm = not (self.slots.queues or self.slots.named or self.drains or self.watched or self._rooms)
+        self.calm = not (self.slots.queues or self.slots.named or self.drains or self.watched or self.rooms)
 
     @property
     def ambient(self) -> UnitOfWork:
@@ -187,7 +187,7 @@ class Launcher(Settlement):
                         runner._log_destroy_pending = False
             else:
                 self._launch_decided(task)
-        if self._rooms:
+        if self.rooms:
             self.make_room()  # those who started wait no longer
         if released:
             self._releasing = True
@@ -219,8 +219,8 @@ class Launcher(Settlement):
     def _start(self, task: TaskHandle[Any], eager: bool) -> None:  # noqa: FBT001  # the hot path
         """Run `task`, which has a slot, in an asyncio task of its own."""
         task._slot = True
-        if self._rooms:
-            self.make_room()
+        if self.rooms:
+            self.make_room(task.name)
         options = task._options
         loop: Any = self.loop
         if (self.plain if options is self.options else options.plain and self.task_scope is None) and (

@@ -7,6 +7,7 @@ their context, and in turn between contexts, so that one request cannot starve t
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -71,8 +72,8 @@ class _Named:
         return self.limit.running is not None and self.running >= self.limit.running
 
     @property
-    def crowded(self) -> bool:
-        return self.limit.pending is not None and self.accepted - self.running >= self.limit.pending
+    def free(self) -> int:
+        return sys.maxsize if self.limit.pending is None else self.limit.pending - self.accepted + self.running
 
 
 class Slots:
@@ -92,10 +93,10 @@ class Slots:
         """Return what is known of the tasks of this name, if it is limited."""
         return self._named.get(name)
 
-    def crowded(self, name: str) -> bool:
-        """Say whether no further task of this name may wait."""
+    def free(self, name: str) -> int:
+        """Say how many more tasks of this name may wait."""
         named = self._named.get(name)
-        return named is not None and named.crowded
+        return sys.maxsize if named is None else named.free
 
     def accept(self, task: TaskHandle[Any]) -> None:
         """Count a task that was registered; only needed where names are limited."""

@@ -116,8 +116,8 @@ class Settlement(Acceptance):
         task._vars = task._runner = None
         if task._waiters is not None:
             _notify(task._waiters)
-        if self._rooms:
-            self.make_room()
+        if self.rooms:
+            self.make_room(context, task.name)
         for drain in drains:
             drain.wake()
 

@@ -14,7 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 import threading
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, Self
 
@@ -111,8 +111,8 @@ class Host(Protocol):
         """Run `task` inside the caller's own task, raising its error."""
         ...
 
-    def room(self, context: UnitOfWork, name: str, /, *, patient: bool = False) -> Future[None] | None:
-        """Return what to wait for until a limit may be below its bound; None when it is."""
+    def room(self, context: UnitOfWork, name: str, /, *, patient: bool = False) -> Coroutine[Any, Any, None] | None:
+        """Return what waits until no limit is reached; None when there is nothing to wait for."""
         ...
 
     def adopt(self, other: Any, /) -> None:

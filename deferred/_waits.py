@@ -8,7 +8,6 @@ deferred in an open context does not start as long as that one's handler waits.
 
 from __future__ import annotations
 
-from asyncio import Future
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,7 @@ __all__ = ["Waits"]
 
 
 class Waits:
-    """Those who wait for room in one supervisor. Lives as long as it; whoever is woken is forgotten.
+    """Those who wait for room in one supervisor. Lives as long as it.
 
     Args:
         slots: Who runs.
@@ -42,12 +41,11 @@ class Waits:
         self._held: Counter[str | None] = Counter()  # the sum of these: by name, and of all as None
 
     def clear(self) -> None:
-        """Forget all: they were woken and look for themselves."""
-        if self._tasks or self._handlers:
-            self._tasks.clear()
-            self._inside.clear()
-            self._handlers.clear()
-            self._held.clear()
+        """Forget all: they wait on a loop that is gone, or in another process."""
+        self._tasks.clear()
+        self._inside.clear()
+        self._handlers.clear()
+        self._held.clear()
 
     def never(self, me: TaskHandle[Any] | None, context: UnitOfWork, name: str, *, bounded: bool) -> bool:
         """Say whether room would never come.
@@ -58,19 +56,14 @@ class Waits:
             name: That of the work.
             bounded: Whether `max_per_context` holds for it.
         """
-        forget = self._note(me, context, bounded=bounded)
+        forget = self.note(me, context, bounded=bounded)
         try:
             return self._closes_a_circle(me, context, name, bounded=bounded)
         finally:
             forget()
 
-    def begin(self, me: TaskHandle[Any] | None, context: UnitOfWork, room: Future[None], *, bounded: bool) -> None:
-        """Note that somebody waits for `room`, until it is given or given up."""
-        forget = self._note(me, context, bounded=bounded)
-        room.add_done_callback(lambda room: forget() if room.cancelled() else None)
-
-    def _note(self, me: TaskHandle[Any] | None, context: UnitOfWork, *, bounded: bool) -> Callable[[], None]:
-        """Note a wait; return what takes that back."""
+    def note(self, me: TaskHandle[Any] | None, context: UnitOfWork, *, bounded: bool) -> Callable[[], None]:
+        """Note that somebody waits; return what takes that back."""
         if me is not None and not me._slot:
             me = None  # a step in line
         task = me if me not in self._tasks else None
@@ -106,7 +99,7 @@ class Waits:
 
     def _named_circle(self, name: str, *, running: bool) -> bool:
         named = self._slots.of(name)
-        if named is None or not named.crowded:
+        if named is None or named.free > 0:
             return False
         if self._held[name] >= (named.limit.pending or 0):
             return True

@@ -102,7 +102,7 @@ def _context() -> DeferredContext | None:
 async def _register(context: DeferredContext, work: Work, chain: _Chain | None) -> None:
     kind = check_callable(work.func)
     host = context._host
-    while (room := host.room(context, name_of(work.func), patient=True)) is not None:
+    if (room := host.room(context, name_of(work.func), patient=True)) is not None:
         await room
     place: Any = work.site  # as good as the frame that it was taken of
     held = chain is not None and chain.running

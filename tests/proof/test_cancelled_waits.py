@@ -268,7 +268,7 @@ def test_a_step(work, execution, overflow):
             allowed = (type(None), asyncio.CancelledError, TaskRejectedError, BoomError)
             assert isinstance(outcome, allowed)
             await supervisor.drain()
-            assert supervisor._launcher._rooms == []
+            assert not supervisor._launcher.rooms
         agree(supervisor, told)
 
     assert sweep(scenario) >= 1
