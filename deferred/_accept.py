@@ -213,6 +213,7 @@ class Acceptance(abc.ABC):
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
         for task in (*self.tasks, *self.detached):
             self.settle(task, Outcome.ABANDONED)
+        self.forget()
         self.loop = self.home = loop
         # The method itself is a Python function around this one; loops with a clock of their own keep it.
         self.now = time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
@@ -223,10 +224,18 @@ class Acceptance(abc.ABC):
             )
             self.opened = True
 
+    def forget(self) -> None:
+        """Forget who has a slot and who waits: they do so on a closed loop, or in another process."""
+        self.slots.clear()
+        self.rooms.clear()
+        self._waits.clear()
+
     def shut(self, why: str | None) -> None:
         """Take no more work, for this reason; None: take work again."""
         self.why = why
         self.home = self.loop if why is None else NOWHERE
+        if why is not None:
+            self.rooms.dismiss()
 
     def on_loop(self, func: Callable[..., object], *args: Any) -> None:
         """Call `func` on the supervisor's loop: now when this is it, else as soon as it turns."""
@@ -329,9 +338,7 @@ class Acceptance(abc.ABC):
     def _reached(self, context: UnitOfWork, name: str) -> Line | None:
         """Return which limit is worth waiting for; None as well when it would never have room: it is refused then."""
         full = self._full(context, name)
-        if full is None:
-            return None
-        if self.why is not None or self._never(context, name):
+        if full is None or self.why is not None or self._never(context, name):
             return None
         self.calm = False
         return full.line

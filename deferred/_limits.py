@@ -140,9 +140,12 @@ class Slots:
                 return
 
     def clear(self) -> None:
-        """Forget who runs and who waits: they do so in another process."""
+        """Forget who runs and who waits: they do so on a loop that is gone, or in another process."""
         self.busy = 0
         self.queues.clear()
+        for named in self._named.values():
+            named.accepted = named.running = 0
+            named.parked.clear()
 
     def drop(self) -> None:
         """Note that a task which waited was settled; let go of such tasks now and then."""

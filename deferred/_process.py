@@ -39,7 +39,7 @@ def _after_fork() -> None:
         if launcher.loop is not None:
             launcher.tasks.clear()
             launcher.detached.clear()
-            launcher.slots.clear()
+            launcher.forget()
             launcher.shut(
                 "it was started before this process was forked, and its work lives in the parent; "
                 "make and open a supervisor after the fork"

@@ -56,26 +56,40 @@ class Rooms:
                 await waiter
             finally:
                 if waiter.done() and not waiter.cancelled():
-                    self._let_in[line] -= 1
-                    if not self._let_in[line]:
-                        del self._let_in[line]  # it may be all that holds a context
+                    left = self._let_in.pop(line, 1) - 1
+                    if left:  # else the line is not kept: it may be a context
+                        self._let_in[line] = left
                     if not loop.is_closed():
                         loop.call_soon(self.admit, line)  # if this one takes no room after all
-                elif waiting.pop(waiter, waiter) is None and not waiting:
-                    del self._lines[line]
+                elif (forget := waiting.pop(waiter, None)) is not None:
+                    forget()
+                    if not waiting and self._lines.get(line) is waiting:
+                        del self._lines[line]
 
     def admit(self, line: Line) -> None:
         """Let in as many of a line as there is room for."""
-        waiting = self._lines.get(line)
-        if waiting is None:
-            return
-        room = self._free(line) - self._let_in[line]
-        while waiting and room > 0:
+        if line in self._lines:
+            self._let(line, self._free(line) - self._let_in[line])
+
+    def dismiss(self) -> None:
+        """Have all of them look again, whatever room there is: nobody is let in any more."""
+        for line, waiting in tuple(self._lines.items()):
+            self._let(line, len(waiting))
+
+    def clear(self) -> None:
+        """Forget who waits: they do so on a loop that is gone, or in another process."""
+        self._lines.clear()
+        self._let_in.clear()
+
+    def _let(self, line: Line, count: int) -> None:
+        waiting = self._lines[line]
+        while waiting and count > 0:
             waiter, forget = waiting.popitem(last=False)
             forget()
-            if not waiter.done():  # else it has given up, and does not know it yet
+            # Else it has given up, and does not know it yet; or nobody will ever turn its loop again.
+            if not waiter.done() and not waiter.get_loop().is_closed():
                 waiter.set_result(None)
                 self._let_in[line] += 1
-                room -= 1
+                count -= 1
         if not waiting:
             del self._lines[line]

@@ -9,6 +9,7 @@ import pytest
 
 from deferred import (
     EventLoopError,
+    Limit,
     Supervisor,
     SupervisorClosedError,
     TaskState,
@@ -152,6 +153,33 @@ class TestAgain:
         assert not errors
         assert not recwarn.list
         assert nothing_left(supervisor)
+
+    @pytest.mark.parametrize("limits", [{"max_running": 1}, {"limits": {"crowded": Limit(running=1)}}])
+    def test_a_loop_that_closes_under_a_queue(self, limits):
+        """A41, S10: work that waited for a slot on a loop that is gone holds up none on the next one."""
+        supervisor = Supervisor(**limits)
+
+        async def left_behind():
+            supervisor.open()
+            with supervisor.context() as ctx:
+                view = ctx.with_options(name="crowded")
+                handles = [view.defer(forever) for _ in range(3)]
+            await until(lambda: supervisor.stats().running == 1)
+            assert handles[1].cancel()
+
+        async def again():
+            async with supervisor:
+                with supervisor.context() as ctx:
+                    view = ctx.with_options(name="crowded")
+                    handles = [view.defer(fine) for _ in range(3)]
+                return await settled(*handles)
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(left_behind())
+        loop.close()
+        assert asyncio.run(again()) == [TaskState.SUCCEEDED] * 3
+        assert nothing_left(supervisor)
+        assert supervisor.stats().abandoned == 2
 
     async def test_another_loop_while_this_one_runs(self):
         """A41: registering on a second loop is refused, naming both, and the coroutine is closed."""

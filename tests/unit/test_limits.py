@@ -34,6 +34,20 @@ async def fine(value="fine"):
 
 
 class TestLimits:
+    async def test_nobody_is_left_of_another_process(self):
+        """S10: after a fork, neither who ran nor who waited for its name has a slot or gets one."""
+        slots = Slots(5, {"crowded": Limit(running=1)})
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                first, second, third, fourth = [ctx.with_options(name="crowded").defer(fine) for _ in range(4)]
+            assert slots.take(first)
+            assert not slots.take(second)
+            slots.clear()
+            assert slots.take(third)
+            slots.give(third)
+            assert slots.next() is None
+            assert slots.take(fourth)
+
     @pytest.mark.parametrize("kind", ["plain", "dressed"])
     async def test_room_is_made_by_those_who_start(self, kind):
         """S10: whoever waits for room goes on as soon as others have started, not only when they have ended."""

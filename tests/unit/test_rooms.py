@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 
-from deferred import Limit, Supervisor
+from deferred import Limit, Supervisor, SupervisorClosedError
 from deferred._rooms import Rooms
-from tests.faults.support import fine, idle, turns
+from tests.faults.support import fine, forever, idle, turns
 
 
 class Hall:
@@ -17,6 +17,7 @@ class Hall:
         self.size = size
         self.inside = []
         self.asked = 0
+        self.noted = 0
         self.rooms = Rooms(lambda _line: self.size - len(self.inside))
 
     def reached(self):
@@ -26,8 +27,17 @@ class Hall:
 
     async def enter(self, name):
         """Wait for room and take it."""
-        await self.rooms.wait(self.reached)
+        await self.rooms.wait(self.reached, self.note)
         self.inside.append(name)
+
+    def note(self):
+        """Count who waits."""
+        self.noted += 1
+
+        def forget():
+            self.noted -= 1
+
+        return forget
 
     def leave(self, *names):
         """Give room back and have the next ones in."""
@@ -48,6 +58,7 @@ async def test_first_come_first_served():
     hall = Hall(2)
     await queue(hall, *"abcde")
     assert hall.inside == ["a", "b"]
+    assert hall.noted == 3
     hall.leave("a")
     await turns(2)
     assert hall.inside == ["b", "c"]
@@ -55,6 +66,7 @@ async def test_first_come_first_served():
     await turns(2)
     assert hall.inside == ["d", "e"]
     assert not hall.rooms
+    assert hall.noted == 0
 
 
 async def test_as_many_look_again_as_there_is_room():
@@ -92,6 +104,7 @@ async def test_who_gives_up_in_line_is_passed_over():
     await turns(3)
     assert hall.inside == ["d"]
     assert not hall.rooms
+    assert hall.noted == 0
 
 
 async def test_who_gives_up_when_let_in_leaves_the_room_to_the_next():
@@ -111,7 +124,7 @@ async def test_who_finds_no_use_for_the_room_leaves_it_to_the_next():
     await queue(hall, "a")
 
     async def refused():
-        await hall.rooms.wait(hall.reached)
+        await hall.rooms.wait(hall.reached, hall.note)
         raise LookupError
 
     task = asyncio.create_task(refused())
@@ -154,7 +167,7 @@ async def test_a_line_that_is_over_is_not_kept():
     limit = Limit()
     kept = weakref.ref(limit)
     rooms = Rooms(lambda line: 0 if line.full else 1)
-    task = asyncio.create_task(rooms.wait(lambda limit=limit: limit if limit.full else None))
+    task = asyncio.create_task(rooms.wait(lambda limit=limit: limit if limit.full else None, lambda: lambda: None))
     await turns(2)
     limit.full = False
     rooms.admit(limit)
@@ -163,6 +176,52 @@ async def test_a_line_that_is_over_is_not_kept():
     del task
     await turns(2)
     assert kept() is None
+
+
+async def test_a_closing_refuses_all_who_wait():
+    """S10, S11: when no more work is taken, all steps that wait for room are refused on the next turn."""
+    async with Supervisor(max_running=1, max_per_context=1, overflow="wait", drain_timeout=0) as supervisor:
+        with supervisor.context() as ctx:
+            ctx.close()
+            await ctx.run(forever)
+            steps = [asyncio.create_task(ctx.run(forever)) for _ in range(20)]
+            await turns(3)
+            supervisor._launcher.shut("it is closed")
+            await turns(2)
+            assert [type(step.exception()) for step in steps] == [SupervisorClosedError] * 20
+        assert not supervisor._launcher.rooms
+
+
+def test_those_who_wait_on_a_loop_that_is_gone_are_forgotten():
+    """S10: who waits on a loop that is closed, or was let in as it stopped, takes no room on the next one."""
+    supervisor = Supervisor(max_running=1, max_pending=1, overflow="wait")
+
+    async def crowd(work):
+        with supervisor.context() as ctx:
+            ctx.close()
+            handles = [await ctx.run(work), await ctx.run(work)]
+            steps = [asyncio.create_task(ctx.run(work)) for _ in range(2)]
+            await turns(3)
+            return handles, steps
+
+    async def first():
+        supervisor.open()
+        return await crowd(forever)
+
+    async def again():
+        async with supervisor:
+            handles, steps = await crowd(fine)
+            handles += [await step for step in steps]
+            return [await handle for handle in handles]
+
+    loop = asyncio.new_event_loop()
+    (_, waits), steps = loop.run_until_complete(first())
+    loop.call_soon(lambda: (waits.cancel(), loop.stop()))  # the next one is let in, and has no turn to come in
+    loop.run_forever()
+    loop.close()
+    for step in steps:
+        step._log_destroy_pending = False
+    assert asyncio.run(again()) == ["fine"] * 4
 
 
 @pytest.mark.parametrize("limits", [{"max_pending": 3}, {"max_per_context": 3}, {"limits": {"fine": Limit(pending=3)}}])
