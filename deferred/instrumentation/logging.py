@@ -60,8 +60,8 @@ def log_event(event: Event) -> None:
         case TaskDead(name=name, reason=reason):
             said = event.error.partition("\n")[0]
             logger.error("job %s of task %r is a dead letter (%s): %r", event.id, name, reason, said)
-        case TaskRejected(name=name, error=error):
-            logger.warning("task %r was rejected: %s", name, error)
+        case TaskRejected(error=error):
+            logger.warning("%s", error)  # it names the task
         case TaskRetrying(task=task):
             logger.info(
                 "task %r failed in attempt %d (%s), retrying in %.3f s",
