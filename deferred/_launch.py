@@ -195,6 +195,8 @@ class Launcher(Settlement):
 
     def _launch_decided(self, task: TaskHandle[Any]) -> None:
         context: Any = task._unit
+        if task._outcome is not None:
+            return  # cancelled meanwhile
         decision = context.decide(task)
         if decision:
             self.launch(task, eager=True)

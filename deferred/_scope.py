@@ -47,7 +47,11 @@ class Scope:
             with contextlib.suppress(ValueError):  # left in another context than it was entered in
                 current_unit.reset(self._token)
             self._token = None
-        self.opened.end(error)
+        ctx = self.opened
+        if ctx.pending or ctx._waiting:
+            self._on_loop(ctx.end, error)  # it may be left in another thread than the loop's
+        else:
+            ctx.end(error)
 
     def __del__(self) -> None:
         if self._token is not None:

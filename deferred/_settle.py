@@ -33,6 +33,8 @@ __all__ = ["Settlement"]
 
 _ASYNC = Kind.ASYNC
 _OK = Outcome.SUCCEEDED
+_FEW = 64
+"""How many settled tasks may wait for a response: few enough to hold, many enough to let go of at once."""
 
 
 class Settlement(Acceptance):
@@ -131,6 +133,8 @@ class Settlement(Acceptance):
                 self.pump()
         else:
             slots.drop()
+            if task._tracked:
+                _shed(task._unit)
         detached = task in self.detached
         if slots.named and (task._tracked or detached):
             slots.forget(task)
@@ -167,6 +171,15 @@ class Settlement(Acceptance):
         else:
             _leave_behind(task._runner)
             self.hooks.emit(TaskAbandoned(task, at=now))
+
+
+def _shed(context: Any) -> None:
+    """Let go of settled tasks that wait for the response, once they are most of those that do."""
+    most = 2 * context.pending + _FEW
+    if context._waiting is not None and len(context._waiting) > most:
+        context._waiting = [task for task in context._waiting if task._outcome is None]
+    if context._held is not None and len(context._held) > most:
+        context._held = [task for task in context._held if task._outcome is None]
 
 
 def _notify(waiters: list[Future[None]]) -> None:

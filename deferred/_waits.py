@@ -73,7 +73,7 @@ class Waits:
         # A task leaves it to others to close its own context; any other context it has opened itself.
         holds = not context.closed and (me is None or me._unit is not context) and context not in self._handlers
         if holds:
-            waiting = (*(context._waiting or ()), *(context._held or ()))
+            waiting = [task for task in (*(context._waiting or ()), *(context._held or ())) if task._outcome is None]
             tally: Counter[str | None] = Counter(task.name for task in waiting) if self._slots.named else Counter()
             tally[None] = len(waiting)
             self._handlers[context] = tally

@@ -128,6 +128,26 @@ class TestCaps:
             kept = sum(len(queue) for queue in supervisor._launcher.slots.queues.values())
             assert kept < 100
 
+    @pytest.mark.parametrize("decided", [True, False])
+    async def test_cancelled_work_of_an_endless_stream_is_let_go(self, decided):
+        """A48, B12: work that is cancelled while its response goes on is not kept until that ends."""
+        async with Supervisor(**SHORT) as supervisor:
+            with supervisor.context() as ctx:
+                kept = [ctx.with_options(when="success").defer(fine) for _ in range(3)]
+                for _ in range(500):
+                    ctx.defer(fine).cancel()
+                    if len(ctx.tasks) == 3 and not decided and not ctx.closed:
+                        ctx.close(decided=False)
+                        await turns(3)
+                    ctx.with_options(when="success").defer(fine).cancel()
+                await turns(40)
+                held = [ctx.with_options(when="success").defer(fine) for _ in range(100)]
+                await turns(40)
+                for handle in held:
+                    handle.cancel()
+                assert len(ctx._waiting or ()) + len(ctx._held or ()) < 100
+            assert await settled(*kept) == [TaskState.SUCCEEDED] * 3
+
     async def test_cancelled_waiters_of_a_name_are_let_go(self):
         """A48: the same where the name's own limit makes it wait."""
         async with Supervisor(limits={"x": Limit(running=1)}, **SHORT) as supervisor:

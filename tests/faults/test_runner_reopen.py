@@ -299,6 +299,42 @@ class TestScopes:
             await supervisor.drain()
         assert ran == [1]
 
+    @pytest.mark.parametrize("cancelled", [False, True])
+    async def test_left_in_another_thread_of_a_loop_that_looks(self, cancelled):
+        """S5, S6: a thread that leaves a context touches the loop as threads may, which asyncio's debug mode checks."""
+        ran = []
+        asyncio.get_running_loop().set_debug(True)
+        try:
+            async with Supervisor() as supervisor:
+                scope = supervisor.context()
+                ctx = contextvars.Context().run(scope.__enter__)
+                handle = ctx.defer(ran.append, 1)
+                if cancelled:
+                    handle.cancel()
+                await asyncio.to_thread(contextvars.Context().run, scope.__exit__, None, None, None)
+                await turns(3)
+                assert ctx.closed
+                await supervisor.drain()
+        finally:
+            asyncio.get_running_loop().set_debug(False)
+        assert ran == ([] if cancelled else [1])
+
+    async def test_left_in_another_thread_while_threads_register(self):
+        """S6: what threads register while another one leaves the context is all run."""
+        ran = []
+        async with Supervisor(max_per_context=100_000) as supervisor:
+            for _ in range(20):
+                scope = supervisor.context()
+                ctx = contextvars.Context().run(scope.__enter__)
+                first = asyncio.Event()
+                ctx.wait_until(first.wait())
+                registering = [asyncio.create_task(asyncio.to_thread(_defer_many, ctx, ran)) for _ in range(2)]
+                await asyncio.to_thread(contextvars.Context().run, scope.__exit__, None, None, None)
+                await asyncio.gather(*registering)
+                first.set()
+                await until(lambda: not ctx.pending)  # noqa: B023  # called here
+        assert len(ran) == 20 * 2 * 50
+
     async def test_nested(self):
         """B38: contexts nest: each takes its own work, and wrapped functions drain theirs before they return."""
         order = []
@@ -320,6 +356,14 @@ class TestScopes:
         assert order == ["inner task", "back", "outer task"]
         with pytest.raises(LookupError):
             current_context()
+
+
+def _defer_many(ctx, ran):
+    async def note():
+        ran.append(1)
+
+    for _ in range(50):
+        ctx.defer(note)
 
 
 async def _note(order, what):
