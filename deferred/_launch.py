@@ -189,7 +189,7 @@ class Launcher(Settlement):
                 self._launch_decided(task)
         if self.rooms:
             self.make_room()  # those who started wait no longer
-        if released:
+        if released and not self._releasing:  # else what has just run has released more, and seen to it
             self._releasing = True
             loop.call_soon(self._launch_released, context=self._variables)
 

@@ -5,7 +5,20 @@ import asyncio
 import pytest
 
 from deferred import Execution, Limit, Supervisor, TaskRejectedError, TaskState, sequential
-from tests.faults.support import Told, boom, ended, fine, forever, idle, nothing_left, outcome_of, settled, turns, until
+from tests.faults.support import (
+    BoomError,
+    Told,
+    boom,
+    ended,
+    fine,
+    forever,
+    idle,
+    nothing_left,
+    outcome_of,
+    settled,
+    turns,
+    until,
+)
 
 SHORT = {"drain_timeout": 0, "cancel_grace": 0}
 
@@ -73,6 +86,34 @@ class TestCaps:
                 await asyncio.sleep(0)
                 most, before = max(most, started - before), started
         assert most <= 128
+
+    @pytest.mark.parametrize("by", ["task", "hook"])
+    async def test_a_chain_leaves_turns_to_the_loop(self, by):
+        """A18, A49: tasks that each defer the next one at once, in whatever unit of work, take one turn each."""
+        started = 0
+        going = True
+
+        async def link():
+            nonlocal started
+            started += 1
+            if by == "hook":
+                raise BoomError
+            go_on()
+
+        def go_on(_event=None):
+            if going and started < 100_000:
+                with supervisor.context() as ctx:
+                    ctx.defer(link)
+
+        async with Supervisor(on_error=go_on if by == "hook" else None) as supervisor:
+            go_on()
+            most = before = 0
+            for _ in range(100):
+                await asyncio.sleep(0)
+                most, before = max(most, started - before), started
+            going = False
+        assert most <= 2
+        assert 30 < started < 110
 
     async def test_every_execution_counts(self):
         """S10: no mix of executions lets more than max_pending tasks wait."""
