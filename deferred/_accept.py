@@ -69,7 +69,7 @@ class Acceptance(abc.ABC):
         lazy: Whether nobody has opened the supervisor.
         roomy: As long as there are fewer tasks, no limit of the supervisor is near.
         dressed: How many tasks run with something around them: only these set `running_task`.
-        steps: Those that run in line, in order, and the id of the asyncio task that each is in.
+        steps: Those that run in line, in order, each with the task that it is in, if one is around it.
         calm: Whether nobody waits: a task that succeeds has nobody to wake.
     """
 
@@ -138,7 +138,7 @@ class Acceptance(abc.ABC):
         self.roomy = 0 if self.slots.named else max_pending
         self.tasks: set[TaskHandle[Any]] = set()
         self.detached: set[TaskHandle[Any]] = set()
-        self.steps: dict[TaskHandle[Any], int] = {}
+        self.steps: dict[TaskHandle[Any], TaskHandle[Any] | None] = {}
         self.loop: AbstractEventLoop | None = None
         self.seen: AbstractEventLoop | None = None
         self.home: object = NOWHERE

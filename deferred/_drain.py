@@ -31,6 +31,7 @@ class Drain:
         me: The task that drains, if one does: it must not wait for itself.
         drainers: All tasks that drain now; a task does not wait for these either.
         now: The clock that deadlines and the waits between attempts are told by.
+        steps: Those that run in line, which are in nobody's set.
         unit: Wait for the tasks of this context alone.
     """
 
@@ -43,11 +44,13 @@ class Drain:
         me: TaskHandle[Any] | None,
         drainers: set[TaskHandle[Any]],
         now: Clock,
+        steps: Collection[TaskHandle[Any]],
         unit: Unit | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._now = now
         self._live = live
+        self._steps = steps
         self._unit = unit
         self._me = me
         self._drainers = drainers
@@ -169,7 +172,8 @@ class Drain:
 
     def skip_waits(self) -> None:
         """Cut every wait between attempts that cannot end before the deadline."""
-        for task in self.unfinished():
+        steps = (step for step in self._steps if self._unit is None or step._unit is self._unit)
+        for task in (*self.unfinished(), *steps):
             if task._backoff is not None and not task._backoff.done() and task._retry_at >= self.deadline:
                 task._backoff.set_result(False)
 

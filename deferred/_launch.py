@@ -290,6 +290,8 @@ class Launcher(Settlement):
             return True
         if task._stopped_by is None:
             task._stopped_by = outcome
+            for step in self.steps_of(task):
+                step._stopped_by = outcome
         if not task._attempts:
             runner = task._runner
             if task._kind is Kind.AWAITABLE and asyncio.isfuture(task._work):
@@ -312,7 +314,14 @@ class Launcher(Settlement):
         """Drain the tasks of one context; the counts are of its whole life."""
         limit = self.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
         drain = Drain(
-            self.tasks, limit, self.grace, me=current_task(), drainers=self.drainers, now=self.now, unit=context
+            self.tasks,
+            limit,
+            self.grace,
+            me=current_task(),
+            drainers=self.drainers,
+            now=self.now,
+            steps=self.steps,
+            unit=context,
         )
         context._drains = (*context._drains, drain)
         drain.skip_waits()

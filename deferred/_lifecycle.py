@@ -209,7 +209,15 @@ class Lifecycle:
 
     def _begin(self, limit: float, me: TaskHandle[Any] | None) -> Drain:
         launcher = self._launcher
-        drain = Drain(launcher.tasks, limit, launcher.grace, me=me, drainers=launcher.drainers, now=launcher.now)
+        drain = Drain(
+            launcher.tasks,
+            limit,
+            launcher.grace,
+            me=me,
+            drainers=launcher.drainers,
+            now=launcher.now,
+            steps=launcher.steps,
+        )
         launcher.drains.append(drain)
         launcher.look()
         return drain

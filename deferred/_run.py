@@ -68,7 +68,7 @@ class Runtime(Protocol):
     hooks: Hooks
     now: Clock
     dressed: int  # how many tasks run by `run_task` and `run_inline`
-    steps: dict[TaskHandle[Any], int]  # those under way in `run_inline`, and the ids of the asyncio tasks they are in
+    steps: dict[TaskHandle[Any], TaskHandle[Any] | None]  # those under way in `run_inline`, and the tasks around them
 
     @property
     def offload(self) -> Executor:
@@ -137,8 +137,12 @@ async def run_task(task: TaskHandle[Any], runtime: Runtime) -> None:
 
 async def run_inline(task: TaskHandle[Any], runtime: Runtime) -> None:
     """Run a step inside the caller's own asyncio task, and raise what it raises."""
+    around = current_task()
+    if around is not None:
+        around = runtime.steps.get(around, around)  # the outermost one
+    runtime.steps[task] = around
+    runner = id(asyncio.current_task())  # who refers to it keeps it alive
     outer = running_task.set(task)
-    runtime.steps[task] = runner = id(asyncio.current_task())  # who refers to it keeps it alive
     runtime.dressed += 1
     try:
         ending = await _all_attempts(task, runtime)
@@ -393,4 +397,4 @@ def _trimmed(error: BaseException) -> BaseException:
     return error
 
 
-runner_codes.update({run_plain.__code__, run_task.__code__})
+runner_codes.update({run_plain.__code__, run_task.__code__, run_inline.__code__})

@@ -90,19 +90,18 @@ class Settlement(Acceptance):
         """Bring `task` to its end: once, whoever comes first."""
         if task._outcome is not None:
             return
-        if outcome is Outcome.ABANDONED and self.steps and task._runner is not None:
-            self._abandon_steps(task)
+        if outcome is Outcome.ABANDONED and self.steps:
+            for step in reversed(self.steps_of(task)):  # left behind with it: the innermost first
+                self.settle(step, Outcome.ABANDONED)
         task._outcome = outcome
         context: Any = task._unit
         drains = self.drains_of(task)
         self._tell_ending(task, context, outcome)
         self._let_go(task, context, drains)
 
-    def _abandon_steps(self, task: TaskHandle[Any]) -> None:
-        """Abandon the steps that run in line inside `task`, which is left behind with them: the innermost first."""
-        inside = [step for step, runner in self.steps.items() if runner == id(task._runner)]
-        for step in reversed(inside):
-            self.settle(step, Outcome.ABANDONED)
+    def steps_of(self, task: TaskHandle[Any]) -> list[TaskHandle[Any]]:
+        """Return the steps that run in line inside `task`, the outermost first."""
+        return [step for step, around in self.steps.items() if around is task]
 
     def _let_go(self, task: TaskHandle[Any], context: Any, drains: tuple[Drain, ...]) -> None:
         """Let everybody know that `task` is over who waits for it, or for what it held."""

@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, ContextVar
@@ -340,7 +341,12 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
                 waiters.remove(waiter)
 
     def _is_current(self) -> bool:
-        """Say whether the running asyncio task is its own."""
+        """Say whether the running asyncio task is its own; of a step in line: whether this code is inside of it."""
+        if self._execution is Execution.SEQUENTIAL:
+            here: Any = sys._getframe(1)
+            while here is not None and not (here.f_code in runner_codes and here.f_locals["task"] is self):
+                here = here.f_back
+            return here is not None
         runner: Any = asyncio.current_task()
         if self._runner is not None:
             return runner is self._runner

@@ -6,8 +6,19 @@ import gc
 
 import pytest
 
-from deferred import ContextSettled, Execution, Supervisor, TaskAbandoned, TaskFailed, TaskState
-from tests.faults.support import Told, fine, nothing_left, outcome_of, turns
+from deferred import (
+    ContextSettled,
+    Execution,
+    Outcome,
+    Retry,
+    Supervisor,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskFailed,
+    TaskState,
+    current_task,
+)
+from tests.faults.support import Told, fine, forever, nothing_left, outcome_of, turns
 
 SHORT = {"drain_timeout": 0, "cancel_grace": 0}
 
@@ -106,3 +117,112 @@ class TestLeftBehind:
             await turns(10)
         assert went_on == [TaskState.ABANDONED, TaskState.SUCCEEDED]
         assert nothing_left(supervisor)
+
+
+@pytest.mark.looptime
+class TestInside:
+    @pytest.mark.parametrize("steps", [1, 2])
+    async def test_waiting_for_oneself(self, steps):
+        """S2: a step in line that awaits its own handle, or that of the step around it, is told so at once."""
+        answers, handles = [], []
+
+        async def step(depth):
+            handles.append(current_task())
+            if depth:
+                await ctx.run(step, depth - 1)
+            else:
+                answers.extend([await outcome_of(_wait(handle)) for handle in handles])
+                answers.append(await asyncio.create_task(_until_begun(handles[-1])))
+
+        async with Supervisor(**SHORT) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.SEQUENTIAL
+                await asyncio.wait_for(ctx.run(step, steps - 1), 60)
+        assert [type(answer) for answer in answers[:-1]] == [RuntimeError] * steps
+        assert answers[-1] == "it waits"
+
+    @pytest.mark.parametrize("options", [{}, {"timeout": 1000}])
+    @pytest.mark.parametrize("by", ["drain", "handle"])
+    async def test_cancelled_with_its_task(self, by, options):
+        """DF-08: a step in line that ends because its task was cancelled is told to have ended by the same."""
+        told = Told()
+        async with Supervisor(hooks=[told], drain_timeout=3) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.SEQUENTIAL
+
+                async def task():
+                    await ctx.run(outer)
+
+                async def outer():
+                    await ctx.run(forever)
+
+                handle = ctx.with_options(**options).defer(task)
+            await asyncio.sleep(1)
+            if by == "handle":
+                handle.cancel()
+            await supervisor.drain()
+        outcome = Outcome.CANCELLED_BY_DRAIN if by == "drain" else Outcome.CANCELLED_BY_HANDLE
+        assert [event.outcome for event in told.of(TaskCancelled)] == [outcome] * 3
+
+    async def test_an_error_made_of_a_cancellation(self):
+        """S9: a step in line that makes another error of its task's cancellation is not tried again."""
+
+        async def fails():
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                raise ConnectionError from None
+
+        told = Told()
+        async with Supervisor(hooks=[told]) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.SEQUENTIAL
+
+                async def task():
+                    await ctx.with_options(retry=Retry(on=ConnectionError)).run(fails)
+
+                handle = ctx.defer(task)
+            await asyncio.sleep(1)
+            handle.cancel()
+            await asyncio.sleep(100)
+        assert [(type(event.error), event.attempt) for event in told.of(TaskFailed)] == [(ConnectionError, 1)] * 2
+
+    @pytest.mark.parametrize("drain", ["supervisor", "context", "another context"])
+    @pytest.mark.parametrize("inside", ["task", "handler"])
+    async def test_a_wait_between_attempts(self, inside, drain):
+        """A54, RT-32: a step in line that waits for its next attempt beyond a drain's deadline is not waited for."""
+        told = Told()
+
+        async def fails():
+            raise ConnectionError
+
+        async def step():
+            policy = Retry(on=lambda _error: 100.0, timeout=None, attempts=2)
+            await ctx.with_options(retry=policy).run(fails)
+
+        async with Supervisor(hooks=[told]) as supervisor:
+            with supervisor.context() as other, supervisor.context() as ctx:
+                ctx.route = Execution.SEQUENTIAL
+                handler = asyncio.ensure_future(outcome_of(step()) if inside == "handler" else fine())
+                if inside == "task":
+                    ctx.wait_until(step())
+                await asyncio.sleep(1)
+                drains = {"supervisor": supervisor.drain, "context": ctx.drained, "another context": other.drained}
+                await drains[drain](10)
+                await handler
+            now = asyncio.get_running_loop().time()
+        assert now == pytest.approx(100 if (drain, inside) == ("another context", "handler") else 1)
+        if drain != "another context":
+            assert told.of(TaskFailed)[0].outcome is Outcome.EXHAUSTED_DEADLINE
+
+
+async def _wait(handle):
+    return await handle
+
+
+async def _until_begun(handle):
+    waiting = asyncio.ensure_future(_wait(handle))
+    await asyncio.sleep(1)
+    assert not waiting.done()
+    waiting.cancel()
+    return "it waits"
