@@ -14,7 +14,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import django
 import msgspec
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.db import close_old_connections, connections
 from django.http import HttpRequest, HttpResponse
@@ -98,11 +98,10 @@ class _Handler(ASGIHandler):
 
 
 def _give_connections(supervisor: Supervisor) -> None:
-    """Have each task of `supervisor` use database connections of its own, if there are databases."""
+    """Have each task of `supervisor` use a thread and database connections of its own."""
     launcher = supervisor._launcher
     options = launcher.options
-    used = any(database["ENGINE"] != "django.db.backends.dummy" for database in connections.settings.values())
-    if not used or _with_connections in options.middleware:
+    if _with_connections in options.middleware:
         return
     launcher.options = msgspec.structs.replace(options, middleware=(_with_connections, *options.middleware))
     launcher.plain = False
@@ -111,10 +110,12 @@ def _give_connections(supervisor: Supervisor) -> None:
 
 
 async def _with_connections(task: TaskHandle[Any], call_next: Callable[[TaskHandle[Any]], Awaitable[Any]]) -> Any:
-    """Run an attempt with a thread of its own for the ORM: connections belong to threads."""
+    """Run an attempt with a thread of its own for `sync_to_async`: connections belong to threads."""
     if task._execution is Execution.SEQUENTIAL:
         return await call_next(task)  # a part of the request, in its transaction
     own = ThreadSensitiveContext()
+    # A synchronous middleware waits for the view, whose calls its thread runs: not those of what outlives it.
+    AsyncToSync.executors.current = None
     token = SyncToAsync.thread_sensitive_context.set(own)
     try:
         return await call_next(task)

@@ -426,12 +426,46 @@ async def test_two_applications_of_one_supervisor_wrap_its_tasks_once():
     assert len(once) == 1
 
 
-def test_a_project_without_a_database_pays_for_none(monkeypatch):
-    """Where no database is configured tasks run plainly."""
-    monkeypatch.setitem(connections.settings["default"], "ENGINE", "django.db.backends.dummy")
+class Waits:
+    """A synchronous middleware: its thread waits for the view, and runs what that hands to `sync_to_async`."""
+
+    async_capable = False
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        """Go on."""
+        return self.get_response(request)
+
+
+@pytest.mark.parametrize("engine", ["django.db.backends.sqlite3", "django.db.backends.dummy"])
+@pytest.mark.parametrize("early", [False, True])
+async def test_work_outlives_a_synchronous_middleware(script, monkeypatch, engine, early):
+    """S5: behind a synchronous middleware work has a thread of its own as well, before the answer and after it."""
+    monkeypatch.setitem(connections.settings["default"], "ENGINE", engine)
     supervisor = Supervisor()
-    project(supervisor)
-    assert supervisor._launcher.plain
+    threads = []
+
+    async def work():
+        for _ in range(2):
+            threads.append(await sync_to_async(threading.get_ident)())
+
+    async def view(request):
+        threads.append(await sync_to_async(threading.get_ident)())
+        if early:
+            await current_context().wait_until(work())
+        else:
+            defer(work)
+        return HttpResponse("now")
+
+    async with Client(project(supervisor, ("", view), middleware=[f"{__name__}.Waits"])) as client:
+        assert (await client.get("/")).body == b"now"
+        await idle(supervisor)
+    of_the_request, *of_the_work = threads
+    assert len(of_the_work) == 2
+    assert len(set(of_the_work)) == 1
+    assert of_the_request not in of_the_work
 
 
 # -- WSGI and tests -------------------------------------------------------------------------------
