@@ -6,6 +6,7 @@ import logging
 from asyncio import _get_running_loop as running_loop
 
 from deferred._supervisor import Supervisor
+from deferred.exceptions import NoCurrentContextError
 from deferred.integrations._exchange import ASGIApp, Message, Receive, Scope, Send
 from deferred.integrations._servers import Served
 
@@ -18,7 +19,7 @@ class Lifespan:
     """The lifespan of an app with a drain before the app's own shutdown.
 
     An app that knows no lifespan (before it has received anything it raises an error of
-    Python's own: an AssertionError, a KeyError) gets one that opens and drains. An app that
+    Python's own: an AssertionError, a KeyError; or defers, as in a request) gets one that opens and drains. An app that
     fails to start is left as it is, and so is one that raises an error of its own.
     """
 
@@ -61,8 +62,9 @@ class Lifespan:
             await self._close()
 
     def _knows_none(self, error: Exception) -> bool:
-        """Say whether the app knows no lifespan: it fails at the scope, with an error of Python's own."""
-        if self._received or type(error).__module__ != "builtins":
+        """Say whether the app knows no lifespan: it fails at the scope, with an error of Python's own or as it defers."""
+        own = type(error).__module__ == "builtins" or isinstance(error, NoCurrentContextError)
+        if self._received or not own:
             return False
         _logger.info("the app knows no lifespan (%r): it is opened and drained all the same", error)
         return True

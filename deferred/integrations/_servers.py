@@ -20,11 +20,23 @@ from typing import Any, Self
 from deferred._supervisor import Supervisor
 from deferred.instrumentation.logging import SHOWN, logger
 
-__all__ = ["Served"]
+__all__ = ["Served", "owner"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LIMITS = {"gunicorn": (30, "--graceful-timeout"), "hypercorn": (60, "shutdown_timeout")}
 """Seconds after which a server ends a drain by force, unless its setting says otherwise."""
+
+
+def owner(given: Supervisor | None) -> Supervisor:
+    """Return the supervisor that an integration was given, or one with default settings where that is None.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if given is not None and not isinstance(given, Supervisor):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+        message = f"supervisor must be a Supervisor, such as `Supervisor(drain_timeout=10)`, or None, not {given!r}"
+        raise TypeError(message)
+    return Supervisor() if given is None else given
 
 
 class Served:

@@ -22,7 +22,7 @@ from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError
 from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
-from deferred.integrations._servers import Served
+from deferred.integrations._servers import Served, owner
 
 __all__ = ["deferred_from", "setup"]
 
@@ -47,6 +47,7 @@ def setup(app: web.Application, supervisor: Supervisor | None = None) -> Supervi
 
     Raises:
         ValueError: The application has another supervisor already.
+        TypeError: `supervisor` is none.
 
     Example:
         >>> from aiohttp import web
@@ -65,7 +66,7 @@ def setup(app: web.Application, supervisor: Supervisor | None = None) -> Supervi
             message = f"{app!r} has another supervisor already: use the one that the first setup() has returned"
             raise ValueError(message)
         return installed
-    supervisor = supervisor if supervisor is not None else Supervisor()
+    supervisor = owner(supervisor)
     app[_SUPERVISOR] = supervisor
     app.middlewares.insert(0, _open_context)
     app.on_response_prepare.insert(0, _watch_response)

@@ -19,6 +19,7 @@ from deferred.exceptions import NoCurrentContextError
 from deferred.integrations._exchange import ASGIApp, Kept, Message, Receive, Scope, Send, make_exchange
 from deferred.integrations._hosts import WaitUntil, find_host
 from deferred.integrations._lifespan import Lifespan
+from deferred.integrations._servers import owner
 from deferred.integrations._uncaught import listen
 
 __all__ = ["ASGIApp", "DeferredMiddleware", "Message", "Receive", "Scope", "Send", "deferred_from"]
@@ -74,6 +75,7 @@ class DeferredMiddleware:
 
     Raises:
         ValueError: `lifetime` is neither.
+        TypeError: `app` cannot be called, or `supervisor` is none.
 
     Example:
         >>> from deferred import defer
@@ -97,8 +99,11 @@ class DeferredMiddleware:
         if lifetime not in _LIFETIMES:
             message = f"lifetime must be one of {', '.join(map(repr, _LIFETIMES))}, not {lifetime!r}"
             raise ValueError(message)
+        if not callable(app):
+            message = f"app must be an ASGI app, not {app!r}: `DeferredMiddleware(app, supervisor)`"
+            raise TypeError(message)
         self.app = app
-        self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
+        self.supervisor: Supervisor = owner(supervisor)
         self._given = supervisor is not None
         self._launcher = self.supervisor._launcher
         listen()

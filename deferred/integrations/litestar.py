@@ -9,6 +9,7 @@ which is entered last and left first.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
@@ -29,7 +30,7 @@ from deferred.execution import Execution, execution_of
 from deferred.integrations import asgi
 from deferred.integrations._background import Work, caller, hand_over
 from deferred.integrations._rejection import OVERLOADED, retry_after
-from deferred.integrations._servers import Served
+from deferred.integrations._servers import Served, owner
 from deferred.integrations.asgi import deferred_from
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ class DeferredPlugin(InitPlugin, CLIPlugin):
     """
 
     def __init__(self, supervisor: Supervisor | None = None, *, dependency: str = "ctx") -> None:
-        if not dependency.isidentifier():
+        if not dependency.isidentifier() or keyword.iskeyword(dependency):
             message = f"dependency must be a name that a handler's parameter can have, not {dependency!r}"
             raise ValueError(message)
-        self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
+        self.supervisor: Supervisor = owner(supervisor)
         self._dependency = dependency
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:

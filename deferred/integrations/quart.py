@@ -16,6 +16,7 @@ from deferred._task import current_unit
 from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
 from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
+from deferred.integrations._servers import owner
 from deferred.integrations.asgi import deferred_from
 
 __all__ = ["DeferredQuart", "deferred_from"]
@@ -47,7 +48,7 @@ class DeferredQuart:
     """
 
     def __init__(self, app: Quart | None = None, supervisor: Supervisor | None = None) -> None:
-        self.supervisor: Supervisor = supervisor if supervisor is not None else Supervisor()
+        self.supervisor: Supervisor = owner(supervisor)
         if app is not None:
             self.init_app(app)
 

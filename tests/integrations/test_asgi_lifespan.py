@@ -31,7 +31,13 @@ async def returns(scope, receive, send):
         await answer(send, 200, b"")
 
 
-@pytest.mark.parametrize("app", [raises, returns])
+async def defers(scope, receive, send):
+    """Know no lifespan, as an app that takes every scope for a request."""
+    defer(asyncio.sleep, 0)
+    await answer(send, 200, b"")
+
+
+@pytest.mark.parametrize("app", [raises, returns, defers])
 async def test_an_app_without_lifespan_is_drained_all_the_same(app, script, caplog):
     """Where the app knows no lifespan, the middleware plays its part: it opens, drains and warns of nothing."""
     supervisor = Supervisor()
