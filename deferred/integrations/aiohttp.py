@@ -47,7 +47,8 @@ def setup(app: web.Application, supervisor: Supervisor | None = None) -> Supervi
 
     Raises:
         ValueError: The application has another supervisor already.
-        TypeError: `supervisor` is none.
+        TypeError: `app` is no application, or `supervisor` no supervisor.
+        RuntimeError: The application runs already, or was added to another one.
 
     Example:
         >>> from aiohttp import web
@@ -60,6 +61,9 @@ def setup(app: web.Application, supervisor: Supervisor | None = None) -> Supervi
         [...]
         >>> supervisor = setup(app)
     """
+    if not isinstance(app, web.Application):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+        message = f"setup() takes an aiohttp.web.Application, not {app!r}"
+        raise TypeError(message)
     installed = app.get(_SUPERVISOR)
     if installed is not None:
         if supervisor is not None and supervisor is not installed:
@@ -67,6 +71,12 @@ def setup(app: web.Application, supervisor: Supervisor | None = None) -> Supervi
             raise ValueError(message)
         return installed
     supervisor = owner(supervisor)
+    if app.pre_frozen:
+        message = (
+            f"{app!r} takes no middleware any more: call setup() before it is run, or added to another application "
+            "(or set that one up, which serves both)"
+        )
+        raise RuntimeError(message)
     app[_SUPERVISOR] = supervisor
     app.middlewares.insert(0, _open_context)
     app.on_response_prepare.insert(0, _watch_response)

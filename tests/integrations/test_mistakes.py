@@ -33,6 +33,23 @@ def test_a_supervisor_in_the_place_of_the_app_is_refused():
         DeferredMiddleware(Supervisor())
 
 
+@pytest.mark.parametrize("wrong", [None, web.Application])
+def test_what_is_no_application_of_aiohttp_is_refused(wrong):
+    """The class instead of its instance is a TypeError with a name for what is wanted."""
+    with pytest.raises(TypeError, match=r"takes an aiohttp\.web\.Application, not"):
+        aiohttp.setup(wrong)
+
+
+def test_an_application_that_was_added_to_another_is_refused():
+    """aiohttp freezes it then: the message names both ways out, and nothing of it is set up by half."""
+    outer, inner = web.Application(), web.Application()
+    outer.add_subapp("/inner", inner)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="before it is run, or added to another application"):
+            aiohttp.setup(inner)
+    aiohttp.setup(outer)
+
+
 @pytest.mark.parametrize("name", ["my ctx", "", "class"])
 def test_a_dependency_that_no_parameter_can_have_is_refused(name):
     """Litestar injects by the name of a parameter, which is an identifier and no keyword."""
