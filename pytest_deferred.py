@@ -63,7 +63,8 @@ def deferred(request: pytest.FixtureRequest) -> Generator[Kit, None, None]:
 def _options(args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
     known = {"mode", "backoff", "timeout", "allow_errors", "allow_leftovers"}
     if args or not options.keys() <= known:
-        message = f"@pytest.mark.deferred takes {', '.join(sorted(known))}, by name"
+        wrong = ", ".join([*map(repr, args), *sorted(options.keys() - known)])
+        message = f"@pytest.mark.deferred takes {', '.join(sorted(known))}, by name, not {wrong}"
         raise pytest.UsageError(message)
     return options
 
@@ -71,8 +72,7 @@ def _options(args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
 def _classes(errors: Any) -> tuple[type[BaseException], ...]:
     if errors is True:
         return (BaseException,)
-    several: tuple[type[BaseException], ...] = errors if isinstance(errors, tuple) else (errors,)  # pyright: ignore[reportUnknownVariableType]  # of the user's making
-    return several
+    return tuple(errors) if isinstance(errors, list | tuple | set | frozenset) else (errors,)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # of the user's making
 
 
 def _judge(kit: Kit) -> None:

@@ -62,7 +62,7 @@ class Lifespan:
             await self._close()
 
     def _knows_none(self, error: Exception) -> bool:
-        """Say whether the app knows no lifespan: it fails at the scope, with an error of Python's own or as it defers."""
+        """Say whether the app knows no lifespan: it fails at the scope, by an error of Python's own or as it defers."""
         own = type(error).__module__ == "builtins" or isinstance(error, NoCurrentContextError)
         if self._received or not own:
             return False

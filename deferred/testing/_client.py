@@ -21,6 +21,7 @@ async def open_client(app: App, kit: Keeper, **options: Any) -> AsyncGenerator[C
     """Start an ASGI app and give its client; wait for the app's work before it is stopped."""
     from deferred.testing._http import make_client  # noqa: PLC0415  # it loads httpx
 
+    _check_app(app)
     async with Lifespan(app) as lifespan:
 
         async def with_state(scope: Any, receive: Any, send: Any) -> None:
@@ -32,6 +33,14 @@ async def open_client(app: App, kit: Keeper, **options: Any) -> AsyncGenerator[C
                 yield client
             finally:
                 await kit.settle(kit.timeout)
+
+
+def _check_app(app: object) -> None:
+    of_aiohttp = hasattr(app, "on_response_prepare")
+    if of_aiohttp or not callable(app):
+        mend = "; for an application of aiohttp there is aiohttp_client()" if of_aiohttp else ""
+        message = f"client() takes an ASGI app, not {app!r}{mend}"
+        raise TypeError(message)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from deferred._context import DeferredContext
 from deferred._stores import STORED, stored
 from deferred._task import Unit, current_unit
 from deferred.testing._findings import Findings
+from deferred.testing._waiting import blocking
 
 __all__ = ["Keeper", "TestContext", "make_test_context"]
 
@@ -110,7 +111,8 @@ class TestContext(DeferredContext):
         thread: LoopThread = self._thread
         keeper: Keeper = self._keeper
         try:
-            thread.call(self._end_there(error, keeper))
+            # Code under test may have brought a loop of its own, by `asyncio.run`.
+            blocking(self._owner._launcher.loop or thread.loop, lambda: self._end_there(error, keeper))
         finally:
             thread.stop()
         keeper.findings.warn(self, keeper.timeout, stacklevel=2)
@@ -135,10 +137,6 @@ class LoopThread:
         self._thread = threading.Thread(target=self.loop.run_forever, name="deferred-testing", daemon=True)
         self._thread.start()
         running.wait()
-
-    def call(self, work: Any) -> None:
-        """Await `work` there."""
-        asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def stop(self) -> None:
         """Stop and close the loop."""

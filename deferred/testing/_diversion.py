@@ -22,6 +22,7 @@ from deferred._launch import Launcher
 from deferred._options import CallNext
 from deferred._task import TaskHandle
 from deferred._unit import UnitOfWork
+from deferred.exceptions import EventLoopError
 from deferred.testing._clock import BackoffClock, base_of
 from deferred.testing._eager import eager_factory
 
@@ -35,8 +36,12 @@ _EAGER = sys.version_info >= (3, 12)
 class Conductor(abc.ABC):
     """The hook that directs the launchers it is installed on. Lives as long as a kit."""
 
-    mode: Mode
     clock: BackoffClock
+
+    @property
+    @abc.abstractmethod
+    def mode(self) -> Mode:
+        """What becomes of work that has not started."""
 
     @abc.abstractmethod
     def __call__(self, event: Event) -> None:
@@ -90,6 +95,16 @@ class Diverted(Launcher):
         """Work on `loop`, by the conductor's clock."""
         super().bind(loop)
         self._conductor().clock._drive(self)
+
+    def meet(self, loop: asyncio.AbstractEventLoop | None, work: object, /) -> None:
+        """Bind to `loop`, or refuse to register `work` there."""
+        try:
+            super().meet(loop, work)
+        except EventLoopError as error:
+            if running_loop() is not None:
+                raise
+            message = f"{error}. A synchronous test has one inside `with create_context() as ctx:`"
+            raise EventLoopError(message) from None
 
     def release(self, context: UnitOfWork, /) -> None:
         """Launch what has waited in `context`: without a turn of the loop when it runs inline, or is captured."""

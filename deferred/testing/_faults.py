@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+from deferred._limits import check_count
 from deferred._options import CallNext
 from deferred.testing._matching import Call, Registration
 
@@ -42,7 +43,7 @@ class Fault:
         self._call = call
         self._error = error
         self._delay = delay  # seconds; None for ever
-        self._times = times
+        self._times = None if times is None else check_count(times, "times")
         self.struck: int = 0
         self._raised = raised
 

@@ -46,7 +46,7 @@ class Findings:
 
     def note_unfinished(self, tasks: Iterable[TaskHandle[Any]]) -> None:
         """Note tasks that can never end: nothing turns their event loop any more."""
-        why = "can never end: its event loop is closed (use the test client as a context manager)"
+        why = "can never end: its event loop is closed (wait for it there; use a test client as a context manager)"
         self._lost += [(task._unit, _described(task, why)) for task in tasks]
 
     def note_untracked(self, starter: TaskHandle[Any], name: str) -> None:

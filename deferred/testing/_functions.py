@@ -129,6 +129,7 @@ async def client(app: App, **options: Any) -> AsyncGenerator[Client, None]:
 
     Raises:
         RuntimeError: The app's start, or its shutdown, has failed.
+        TypeError: It is no ASGI app.
 
     Example:
         >>> import asyncio

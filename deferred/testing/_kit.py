@@ -27,7 +27,7 @@ from deferred.testing._faults import Fault, strike
 from deferred.testing._findings import Findings
 from deferred.testing._matching import Registration, asked
 from deferred.testing._recorder import Assertions, Recorder
-from deferred.testing._waiting import blocking, cut, elsewhere, settled, strays_of
+from deferred.testing._waiting import blocking, check_no_loop, cut, elsewhere, settled, strays_of
 
 if TYPE_CHECKING:  # httpx is loaded when a client is asked for
     from deferred.testing._http import Client
@@ -74,7 +74,7 @@ class Kit(Assertions, Conductor):
     """
 
     def __init__(self, mode: Mode = "run", *, backoff: Backoff = "skip", timeout: float = TIMEOUT) -> None:
-        self.mode: Mode = check_mode(mode)
+        self.mode = mode
         self.timeout: float = seconds(timeout, "timeout")
         self.recorder: Recorder = Recorder()
         self.clock: BackoffClock = BackoffClock(skips=check_choice(backoff, Backoff, "backoff") == "skip")
@@ -85,6 +85,15 @@ class Kit(Assertions, Conductor):
         self._older: set[TaskHandle[Any]] = set()
         self._known: dict[TaskHandle[Any], Registration] = {}
         self._strays: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def mode(self) -> Mode:
+        """What becomes of work that has not started: ``"run"``, ``"inline"`` or ``"capture"``."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        self._mode: Mode = cast("Mode", check_choice(mode, Mode, "mode"))
 
     # -- whom it watches ----------------------------------------------------------------------
 
@@ -107,7 +116,13 @@ class Kit(Assertions, Conductor):
         Args:
             supervisor: Whom to watch.
             from_now: Whether what it has accepted before is none of this test's.
+
+        Raises:
+            TypeError: It is no supervisor.
         """
+        if not isinstance(supervisor, Supervisor):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            message = f"a kit watches supervisors, not {supervisor!r}: an app's is the one its middleware was given"
+            raise TypeError(message)
         launcher = supervisor._launcher
         if supervisor not in self._watched:
             self._watched.append(supervisor)
@@ -225,7 +240,15 @@ class Kit(Assertions, Conductor):
         return fault
 
     def allow_errors(self, *kinds: type[BaseException]) -> None:
-        """Accept that tasks fail for good with errors of these classes; with any, when none is given."""
+        """Accept that tasks fail for good with errors of these classes; with any, when none is given.
+
+        Raises:
+            TypeError: One of them is no class of exceptions.
+        """
+        for kind in cast("tuple[Any, ...]", kinds):  # callers may be untyped
+            if not isinstance(kind, type) or not issubclass(kind, BaseException):
+                message = f"errors are allowed by their classes, such as `ValueError`, not by {kind!r}"
+                raise TypeError(message)
         self.findings.allowed = (*self.findings.allowed, *(kinds or (BaseException,)))
 
     def allow_leftovers(self) -> None:
@@ -265,16 +288,19 @@ class Kit(Assertions, Conductor):
         """
         __tracebackhide__ = True
         limit = self.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
+        check_no_loop()
         self.settle_sync(limit)
         self.findings.warn(None, limit, stacklevel=2)
         self.findings.raise_errors()
 
     async def settle(self, timeout: float, unit: Unit | None = None) -> None:
         """Wait for the work of one context or of all, cut it short at the timeout, and tell nobody."""
-        busy = [launcher for launcher in self._launchers() if self._left(launcher, unit)]
-        for launcher in busy:
-            if launcher.loop is not None and launcher.loop.is_running():
+        for launcher in self._launchers():
+            left = self._left(launcher, unit)
+            if left and launcher.loop is not None and launcher.loop.is_running():
                 await elsewhere(launcher, self._settling(launcher, timeout, unit))
+            elif left and launcher.loop is not None and launcher.loop.is_closed():
+                self._give_up(left)
         for launcher in self._launchers():
             self._look_for_strays(launcher)
 
@@ -286,8 +312,12 @@ class Kit(Assertions, Conductor):
             if left and loop is not None and not loop.is_closed():
                 blocking(loop, self._settling(launcher, timeout, None))
             elif left:
-                self.findings.note_unfinished(left)
-                self._older.update(left)
+                self._give_up(left)
+
+    def _give_up(self, tasks: list[TaskHandle[Any]]) -> None:
+        """Note tasks that can never end, once."""
+        self.findings.note_unfinished(tasks)
+        self._older.update(tasks)
 
     def _launchers(self) -> list[Launcher]:
         return [supervisor._launcher for supervisor in self._watched]
@@ -323,10 +353,10 @@ class Kit(Assertions, Conductor):
             supervisor: Whose context it is; one with default settings when None.
         """
         owner = Supervisor() if supervisor is None else supervisor
+        self.watch(owner)
         if supervisor is None:
             owner._launcher.opened = True  # the test waits for its work
         owner._launcher.seen = running_loop()  # where threads find the loop
-        self.watch(owner)
         return make_test_context(owner._launcher, owner._launcher.options, None, label, _owner=owner, _keeper=self)
 
     def client(self, app: Any, **options: Any) -> AbstractAsyncContextManager[Client]:
@@ -336,8 +366,3 @@ class Kit(Assertions, Conductor):
     def aiohttp_client(self, app: Any, **options: Any) -> AbstractAsyncContextManager[Any]:
         """Make a client of an aiohttp app under this kit; see `deferred.testing.aiohttp_client`."""
         return open_aiohttp_client(app, self, **options)
-
-
-def check_mode(mode: str) -> Mode:
-    """Return the mode, or refuse it by name."""
-    return cast("Mode", check_choice(mode, Mode, "mode"))

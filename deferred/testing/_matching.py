@@ -38,7 +38,10 @@ class Call(msgspec.Struct, frozen=True):
         if inspect.iscoroutine(func):
             return getattr(asked, "__code__", None) is func.cr_code and not (self.args or self.kwargs)
         if asked != func:
-            return False
+            method: Any = func
+            if not inspect.ismethod(method) or method.__func__ is not asked:
+                return False
+            func, args = asked, (method.__self__, *args)  # it is asked for by its class
         return Call(func, (*first, *self.args), {**named, **self.kwargs})._takes(func, args, kwargs)
 
     def _takes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

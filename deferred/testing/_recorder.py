@@ -21,7 +21,8 @@ class Assertions(abc.ABC):
     A function is asked for by itself or by the task's name. Without arguments any will do;
     with arguments they are compared as the function would receive them, whether passed by
     position or by keyword, bound by a ``functools.partial`` or left to their defaults;
-    `unittest.mock.ANY` equals everything. Steps that a ``sequential`` route has awaited, and
+    `unittest.mock.ANY` equals everything. A method is asked for by its object (``mailer.send``), or by its
+    class (``Mailer.send``), whose first argument is the object then. Steps that a ``sequential`` route has awaited, and
     work that its ``when`` has discarded, were not deferred.
     """
 
@@ -63,10 +64,20 @@ class Assertions(abc.ABC):
     ) -> list[TaskHandle[Any]]:
         """Assert that `func` was deferred exactly so often with these arguments; return the tasks.
 
+        Args:
+            times: How often; 0 for never.
+            func: The function, or the name of the task.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+
         Raises:
             AssertionError: It was deferred more or less often.
+            TypeError: `times` is no whole number; or as `assert_deferred`.
         """
         __tracebackhide__ = True
+        if not isinstance(times, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            message = f"how often comes first: `assert_deferred_times(2, func)`, not {times!r}"
+            raise TypeError(message)
         call = asked(func, args, kwargs)
         found = self._matching(call)
         if len(found) != times:

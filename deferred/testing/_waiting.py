@@ -16,7 +16,7 @@ from deferred._launch import Launcher
 from deferred._task import TaskHandle, running_task
 from deferred.testing._eager import Started
 
-__all__ = ["blocking", "cut", "elsewhere", "settled", "strays_of"]
+__all__ = ["blocking", "check_no_loop", "cut", "elsewhere", "settled", "strays_of"]
 
 GRACE = 0.5
 """Seconds that a cancelled task has to end before it is given up: a test does not wait for a stubborn one."""
@@ -80,15 +80,24 @@ def blocking(loop: AbstractEventLoop | None, func: Callable[[], Coroutine[Any, A
     Raises:
         RuntimeError: A loop runs in this very thread.
     """
-    if running_loop() is not None:
-        message = "an event loop runs here: await the method without `_sync` in its name"
-        raise RuntimeError(message)
+    check_no_loop()
     if loop is None or loop.is_closed():
         asyncio.run(func())
     elif loop.is_running():
         asyncio.run_coroutine_threadsafe(func(), loop).result()
     else:
         loop.run_until_complete(func())
+
+
+def check_no_loop() -> None:
+    """Refuse to block a thread that an event loop runs in.
+
+    Raises:
+        RuntimeError: One does.
+    """
+    if running_loop() is not None:
+        message = "an event loop runs here: await the method without `_sync` in its name"
+        raise RuntimeError(message)
 
 
 def strays_of(

@@ -41,7 +41,7 @@ def test_what_is_no_application_of_aiohttp_is_refused(wrong):
 
 
 def test_an_application_that_was_added_to_another_is_refused():
-    """aiohttp freezes it then: the message names both ways out, and nothing of it is set up by half."""
+    """It is frozen then: the message names both ways out, and nothing of it is set up by half."""
     outer, inner = web.Application(), web.Application()
     outer.add_subapp("/inner", inner)
     for _ in range(2):

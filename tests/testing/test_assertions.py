@@ -52,6 +52,26 @@ async def test_other_arguments_do_not_match(ctx, args, kwargs):
     ctx.kit.assert_not_deferred(send_mail, *args, **kwargs)
 
 
+class Mailer:
+    """What has a method to defer."""
+
+    async def send(self, to):
+        """Send nothing."""
+
+
+async def test_a_method_is_asked_for_by_its_object_or_its_class(ctx):
+    """By its class the object is the first argument, as Python has it."""
+    mailer, other = Mailer(), Mailer()
+    handle = ctx.defer(mailer.send, "runner@example.org")
+    for args in [(), (mailer, "runner@example.org"), (ANY, ANY), (mailer, ANY)]:
+        assert ctx.kit.assert_deferred(Mailer.send, *args) is handle
+    assert ctx.kit.assert_deferred(mailer.send, "runner@example.org") is handle
+    ctx.kit.assert_not_deferred(Mailer.send, other, ANY)
+    ctx.kit.assert_not_deferred(other.send)
+    with pytest.raises(TypeError, match="missing a required argument: 'to'"):
+        ctx.kit.assert_deferred(Mailer.send, "runner@example.org")
+
+
 @pytest.mark.parametrize(
     ("func", "args", "kwargs", "mend"),
     [

@@ -147,7 +147,7 @@ def test_the_fixture_is_content_with_what_was_dealt_with(suite):
         async def test_allowed_by_the_marker():
             handler(boom)
 
-        @pytest.mark.deferred(allow_errors=(KeyError, OSError), allow_leftovers=True, timeout=0.01)
+        @pytest.mark.deferred(allow_errors=[KeyError, OSError], allow_leftovers=True, timeout=0.01)
         async def test_all_allowed_by_the_marker():
             handler(boom)
             handler(forever)
@@ -350,16 +350,20 @@ def test_a_marker_that_says_nothing_known_is_refused(suite):
         def test_position():
             pass
 
+        @pytest.mark.deferred(allow_errors="ValueError")
+        def test_errors():
+            pass
+
         @pytest.mark.deferred(mode="eager")
         def test_mode():
             pass
         """,
         "--strict-markers",
     )
-    result.assert_outcomes(errors=3)
-    result.stdout.fnmatch_lines(
-        ["*takes allow_errors, allow_leftovers, backoff, mode, timeout, by name*", "*mode must be one of 'run'*"]
-    )
+    result.assert_outcomes(errors=4)
+    known = "*takes allow_errors, allow_leftovers, backoff, mode, timeout, by name, not"
+    told = [f"{known} color*", f"{known} 'capture'*", "*by their classes*not by 'ValueError'*", "*mode must be one of*"]
+    result.stdout.fnmatch_lines(told)
 
 
 def test_the_markers_are_listed(suite):
