@@ -28,6 +28,7 @@ from deferred._task import TaskHandle, current_unit, running_task
 from deferred._unit import UnitOfWork
 from deferred.engines._lookup import find_engine
 from deferred.engines._protocol import Dead, Delivery, Engine, Job, RetryIn, Verdict
+from deferred.engines._support import clean
 from deferred.exceptions import EngineError, PayloadError, TaskRejectedError
 
 __all__ = ["Carrier", "DurableWork", "OnDrain"]
@@ -45,6 +46,9 @@ UNKNOWN_LIMIT = 3600.0
 
 LONGEST_DELAY = 3_155_760_000.0
 """Seconds: more than any store is asked to keep, and less than any overflows at."""
+
+LONGEST_LABEL = 500
+"""Characters of a context's label that travel with a job; a path may have more."""
 
 MOST_BURIED = 3
 """How many times in a row a hook may store work for a job that died, before that is a loop."""
@@ -151,9 +155,11 @@ class DurableWork:
                 raise TaskRejectedError(message)
             headers[BURIED] = str(buried)
         if context.label:
-            headers[LABEL] = context.label
+            headers[LABEL] = context.label[:LONGEST_LABEL]
         for carrier in (*self.carriers, self._launcher.hooks.carry):
             carrier(headers)
+        if not "".join(headers.values()).isprintable():  # a path or a header of a request may hold anything
+            headers = {key: clean(value) for key, value in headers.items()}
         payload = task.arguments.encode(args, kwargs)
         return Job(id=job_id, name=task.name, payload=payload, headers=headers, queue=task.queue)
 

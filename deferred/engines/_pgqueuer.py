@@ -191,12 +191,29 @@ class Statements:
 
 
 class Driver(AsyncpgPoolDriver):
-    """The pool for queries, and a connection of its own for notifications. Lives as long as one manager."""
+    """The engine's pool for queries, and a connection of its own for notifications. Lives as long as one manager.
 
-    def __init__(self, pool: Pool, listener: Connection) -> None:
+    Args:
+        ready: Returns the pool, which is another one once the engine was closed and is used again.
+        pool: The pool of now.
+        listener: The connection for notifications.
+    """
+
+    def __init__(self, ready: Callable[[], Awaitable[Pool]], pool: Pool, listener: Connection) -> None:
         super().__init__(pool)
+        self._ready = ready
         self._listener = listener
         self._listening = asyncio.Event()
+
+    async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
+        """Run a query; return its rows."""
+        self._pool = await self._ready()
+        return await super().fetch(query, *args)
+
+    async def execute(self, query: str, *args: object) -> str:
+        """Run a statement; return what PostgreSQL says of it."""
+        self._pool = await self._ready()
+        return await super().execute(query, *args)
 
     async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
         """Listen on our own connection, whose end we are told of."""
@@ -206,6 +223,7 @@ class Driver(AsyncpgPoolDriver):
     async def notify(self, channel: str, payload: str) -> None:
         """Notify once there is somebody to hear it: PgQueuer asks for an echo before it listens."""
         await self._listening.wait()
+        self._pool = await self._ready()
         await super().notify(channel, payload)
 
 

@@ -24,7 +24,7 @@ from deferred.engines._support import Trouble, clean, persist, shown
 
 __all__ = ["Service"]
 
-Open = Callable[[], Awaitable[tuple[Pool, Connection]]]
+Open = Callable[[], Awaitable[Connection]]
 
 
 class Service:
@@ -32,7 +32,8 @@ class Service:
 
     def __init__(
         self,
-        open_: Open,
+        ready: Callable[[], Awaitable[Pool]],
+        listen: Open,
         statements: Callable[[], Statements],
         handle: Handle,
         queues: Sequence[str],
@@ -43,7 +44,8 @@ class Service:
         poll: float,
         trouble: Trouble,
     ) -> None:
-        self._open = open_
+        self._ready = ready
+        self._listen = listen
         self._statements = statements
         self._handle = handle
         self._queues = queues
@@ -66,8 +68,9 @@ class Service:
 
     async def _attempt(self) -> None:
         """Serve until the stop, or until the connection for notifications is lost."""
-        pool, listener = await self._open()
-        store = Store(Driver(pool, listener), self._statements(), self._lease, self._trouble.tell)
+        pool = await self._ready()
+        listener = await self._listen()
+        store = Store(Driver(self._ready, pool, listener), self._statements(), self._lease, self._trouble.tell)
         manager = QueueManager(store)
         store.manager = manager.queue_manager_id
 

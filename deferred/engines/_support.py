@@ -8,13 +8,23 @@ import logging
 import random
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from deferred._retry import seconds
 from deferred.exceptions import EngineError
 
-__all__ = ["Trouble", "Turns", "clean", "logger", "persist", "positive", "raw_connection", "stopped_within"]
+__all__ = [
+    "Trouble",
+    "Turns",
+    "clean",
+    "logger",
+    "persist",
+    "positive",
+    "printable",
+    "raw_connection",
+    "stopped_within",
+]
 
 logger = logging.getLogger("deferred")
 
@@ -55,6 +65,11 @@ def shown(error: BaseException) -> str:
 def clean(text: str) -> str:
     """Return `text` as every store takes it: no NUL, no lone surrogate, no more than a page or two."""
     return text[:LONGEST_ERROR].replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def printable(texts: Iterable[str]) -> list[str]:
+    """Return those that can be an id, or a name of ours; what else is asked for, no store has."""
+    return [text for text in texts if text.isprintable()]
 
 
 def raw_connection(connection: Any) -> Any:

@@ -169,7 +169,7 @@ class MemoryEngine:
     async def dead(self, *, limit: int = 100, ids: Sequence[str] | None = None) -> list[DeadJob]:
         """List dead letters, the latest first."""
         found = [row for row in self._rows.values() if row.dead is not None and (ids is None or row.job.id in ids)]
-        return [_dead(row, row.dead or Dead("")) for row in found[::-1][:limit]]
+        return [_dead(row, row.dead or Dead("")) for row in found[::-1][: max(0, limit)]]
 
     async def requeue(self, ids: Sequence[str]) -> list[str]:
         """Deliver dead letters again."""

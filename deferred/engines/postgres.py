@@ -20,7 +20,7 @@ from pgqueuer.adapters.persistence.queries import Queries
 from deferred.engines._pgqueuer import LOST, Connection, Envelope, Pool, Statements, arguments, asyncpg, columns
 from deferred.engines._pgservice import Service
 from deferred.engines._protocol import Capabilities, DeadJob, Depth, Handle, Job
-from deferred.engines._support import Trouble, Turns, positive, raw_connection, stopped_within
+from deferred.engines._support import Trouble, Turns, positive, printable, raw_connection, stopped_within
 from deferred.exceptions import EngineError
 
 __all__ = ["PostgresEngine"]
@@ -276,14 +276,12 @@ class PostgresEngine:
     async def serve(self, handle: Handle, *, queues: Sequence[str], concurrency: int, stop: asyncio.Event) -> None:
         """Deliver jobs until `stop` is set; see `Engine.serve`."""
 
-        async def open_() -> tuple[Pool, Connection]:
-            pool = await self._ready()
-            return pool, await asyncpg.connect(
-                self._dsn, timeout=self._connect_timeout, command_timeout=COMMAND_TIMEOUT
-            )
+        async def listen() -> Connection:
+            return await asyncpg.connect(self._dsn, timeout=self._connect_timeout, command_timeout=COMMAND_TIMEOUT)
 
         service = Service(
-            open_,
+            self._ready,
+            listen,
             lambda: self._sql,
             handle,
             queues,
@@ -323,22 +321,24 @@ class PostgresEngine:
     async def dead(self, *, limit: int = 100, ids: Sequence[str] | None = None) -> list[DeadJob]:
         """List dead letters, the latest first."""
         pool = await self._ready()
-        return [_dead(row) for row in await pool.fetch(self._sql["dead"], ids, limit)]
+        known = None if ids is None else printable(ids)
+        return [_dead(row) for row in await pool.fetch(self._sql["dead"], known, max(0, limit))]
 
     async def requeue(self, ids: Sequence[str]) -> list[str]:
         """Deliver dead letters again."""
         pool = await self._ready()
-        return [row["id"] for row in await pool.fetch(self._sql["requeue"], list(ids))]
+        return [row["id"] for row in await pool.fetch(self._sql["requeue"], printable(ids))]
 
     async def delete(self, ids: Sequence[str]) -> list[str]:
         """Delete dead letters."""
         pool = await self._ready()
-        return [row["id"] for row in await pool.fetch(self._sql["delete"], list(ids))]
+        return [row["id"] for row in await pool.fetch(self._sql["delete"], printable(ids))]
 
     async def depth(self, queues: Sequence[str] | None = None) -> Depth:
         """Count the jobs."""
         pool = await self._ready()
-        counts = {row["status"]: row["number"] for row in await pool.fetch(self._sql["depth"], queues)}
+        known = None if queues is None else printable(queues)
+        counts = {row["status"]: row["number"] for row in await pool.fetch(self._sql["depth"], known)}
         return Depth(counts.get("queued", 0), counts.get("picked", 0), counts.get("failed", 0))
 
 

@@ -7,6 +7,7 @@ there is without bound, because ours is the policy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import time
@@ -40,6 +41,10 @@ from deferred.engines._support import Trouble, clean, persist, positive, raw_con
 from deferred.exceptions import EngineError
 
 __all__ = ["SQLiteEngine"]
+
+
+HOPELESS = {sqlite3.SQLITE_OK, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+"""What opening a file may end with that waiting does not mend; OK is where there is not even a folder."""
 
 
 class _Metadata(msgspec.Struct, omit_defaults=True):
@@ -101,6 +106,7 @@ class SQLiteEngine:
         self._keep_ms = int(positive(keep, "keep") * 1000)
         self._store: Store | None = None
         self._sweeper: RetentionSweeper | None = None
+        self._serving = 0  # calls of serve()
         self._trouble = Trouble(f"engine sqlite:///{self.path}")
         self._joined: weakref.WeakSet[aiosqlite.Connection] = weakref.WeakSet()
 
@@ -123,7 +129,7 @@ class SQLiteEngine:
     async def _ready(self) -> Store:
         if self._store is None:
             # It reads its statements from files.
-            store = await asyncio.to_thread(Store, self.path, busy_timeout_ms=self._busy_ms)
+            store = await asyncio.to_thread(self._open)
             if self._store is None:
                 sweeper = RetentionSweeper(
                     store,
@@ -143,10 +149,25 @@ class SQLiteEngine:
             raise EngineError(message) from error
         return self._store
 
+    def _open(self) -> Store:
+        """Make the store, after a look whether there can be one: what cairnq fails to open it leaves open."""
+        try:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(self.path, timeout=0, isolation_level=None)) as connection:
+                connection.execute("begin immediate")
+                connection.execute("rollback")
+        except (OSError, sqlite3.Error) as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in HOPELESS:
+                message = f"{self.path} cannot be used: {error}. It has to be a file that this process may write"
+                raise EngineError(message) from error
+            # Somebody else is writing, or the disk is full: cairnq waits, or says so itself.
+        return Store(self.path, busy_timeout_ms=self._busy_ms)
+
     async def close(self) -> None:
         """Close the file."""
-        store, self._store = self._store, None
-        sweeper, self._sweeper = self._sweeper, None
+        store, sweeper = self._store, self._sweeper
+        if not self._serving:  # who serves opens it again, and has no other
+            self._store = self._sweeper = None
         if sweeper is not None:
             await sweeper.stop()
         if store is not None:
@@ -258,7 +279,11 @@ class SQLiteEngine:
                 watching.cancel()
                 del store.leases[worker.worker_id]
 
-        await persist(attempt, stop, tell)
+        self._serving += 1
+        try:
+            await persist(attempt, stop, tell)
+        finally:
+            self._serving -= 1
 
     async def _deliver(self, store: Store, leases: Leases, handle: Handle, ctx: TaskContext) -> None:
         """Run one delivery; what returns normally is finished, and cairnq notes it."""
@@ -301,7 +326,7 @@ class SQLiteEngine:
     async def dead(self, *, limit: int = 100, ids: Sequence[str] | None = None) -> list[DeadJob]:
         """List dead letters, the latest first."""
         store = await self._ready()
-        rows = await store._fetch("deferred_dead", {"ids": ids, "limit": limit})
+        rows = await store._fetch("deferred_dead", {"ids": ids, "limit": max(0, limit)})
         return [_dead(row) for row in rows]
 
     async def requeue(self, ids: Sequence[str]) -> list[str]:

@@ -81,6 +81,24 @@ async def test_the_task_knows_its_key_and_its_headers(desk):
     assert seen == [(job, job, 1, "00-aa-bb-01", "durable")]
 
 
+async def test_what_a_request_brings_along_can_be_stored(desk):
+    """A path or a header with what no database takes, or without end, keeps no job from being stored. D29 F18."""
+    desk = desk()
+    desk.supervisor.add_carrier(lambda headers: headers.update(request="1\0\ud8002"))
+    seen = []
+
+    @desk.supervisor.task("task")
+    async def task():
+        seen.append((current_context().label, current_task().headers["request"]))
+
+    async with desk.supervisor:
+        for label in ("POST /a\0b", "x" * 100_000):
+            with desk.supervisor.context(label) as ctx:
+                await ctx.enqueue(task)
+        await desk.settled()
+    assert seen == [("POST /a\ufffdb", "1\ufffd?2"), ("x" * 500, "1\ufffd?2")]
+
+
 async def test_work_in_memory_has_no_key(desk):
     """A deferred task runs once and needs no idempotency key; it has no headers."""
     desk = desk()

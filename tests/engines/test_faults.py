@@ -15,7 +15,7 @@ import pytest
 from pgqueuer.core.heartbeat import Heartbeat
 from pgqueuer.core.qm import QueueManager
 
-from deferred.engines import Done, Job, RetryIn
+from deferred.engines import Dead, Done, Job, RetryIn
 from deferred.engines._bench import Server as Worker
 from deferred.engines._bench import until_settled
 from deferred.engines._cairnq import Store
@@ -374,6 +374,35 @@ async def test_idle_workers_of_a_file_do_not_poll_in_step(tmp_path):
     await asyncio.gather(*map(wait, stores))
     assert len({round(end, 3) for end in ends}) >= 45
     assert 50 <= min(ends) <= max(ends) <= 101
+
+
+async def test_ids_that_nobody_has(bench):
+    """What no id can be finds nothing, as any other that is not there; so does a limit below 0."""
+    async with bench.engine() as engine:
+        await engine.enqueue([job()])
+        async with Worker(engine, lambda _: Dead("failed")) as worker:
+            await worker.next()
+            await until_settled(engine)
+        odd = ["x\0", "\ud800", ""]
+        assert await engine.dead(ids=odd) == await engine.requeue(odd) == await engine.delete(odd) == []
+        assert await engine.dead(limit=-1) == []
+        assert (await engine.depth(odd)).dead == 0
+        assert (await engine.depth()).dead == 1
+
+
+async def test_an_engine_that_is_closed_while_it_serves(bench):
+    """Closed by somebody else, it is opened again: what runs has its verdict noted, and what comes is served. C30."""
+    async with bench.engine() as engine, asyncio.timeout(30), Worker(engine) as worker:
+        await engine.enqueue([job("before")])
+        worker.hold.clear()
+        assert (await worker.next()).number == 1
+        await engine.close()
+        worker.hold.set()
+        await until_settled(engine)
+        await engine.enqueue([job("after")])
+        assert (await worker.next()).name == "after"
+        await until_settled(engine)
+        assert worker.delivered.empty()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -52,6 +52,17 @@ def test_urls_name_files():
             find_engine(url)
 
 
+async def test_what_no_database_can_be_is_refused_by_its_path(tmp_path):
+    """A folder, somebody else's file, and a folder that cannot be made are named at the start. C30."""
+    (tmp_path / "notes.txt").write_text("hello" * 1000)
+    for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "notes.txt" / "jobs.db"):
+        engine = SQLiteEngine(path)
+        for attempt in (engine.setup, lambda engine=engine: engine.enqueue([job()])):
+            with pytest.raises(EngineError, match=f"{path} cannot be used"):
+                await attempt()
+    assert (tmp_path / "notes.txt").read_text() == "hello" * 1000
+
+
 def test_other_urls_are_refused_without_their_password():
     """An unknown scheme is named; the URL, which may hold a password, is not shown. E20."""
     with pytest.raises(ValueError, match="'mysql://'") as caught:
