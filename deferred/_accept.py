@@ -69,6 +69,7 @@ class Acceptance(abc.ABC):
         lazy: Whether nobody has opened the supervisor.
         roomy: As long as there are fewer tasks, no limit of the supervisor is near.
         dressed: How many tasks run with something around them: only these set `running_task`.
+        between: Those that wait between two attempts.
         steps: Those that run in line, in order, each with the task that it is in, if one is around it.
         calm: Whether nobody waits: a task that succeeds has nobody to wake.
     """
@@ -78,6 +79,7 @@ class Acceptance(abc.ABC):
         "_ambient",
         "_offload",
         "_waits",
+        "between",
         "calm",
         "check_arguments",
         "deadline",
@@ -138,6 +140,7 @@ class Acceptance(abc.ABC):
         self.roomy = 0 if self.slots.named else max_pending
         self.tasks: set[TaskHandle[Any]] = set()
         self.detached: set[TaskHandle[Any]] = set()
+        self.between: set[TaskHandle[Any]] = set()
         self.steps: dict[TaskHandle[Any], TaskHandle[Any] | None] = {}
         self.loop: AbstractEventLoop | None = None
         self.seen: AbstractEventLoop | None = None
@@ -229,6 +232,7 @@ class Acceptance(abc.ABC):
         self.slots.clear()
         self.rooms.clear()
         self._waits.clear()
+        self.between.clear()
 
     def shut(self, why: str | None) -> None:
         """Take no more work, for this reason; None: take work again."""

@@ -31,7 +31,7 @@ class Drain:
         me: The task that drains, if one does: it must not wait for itself.
         drainers: All tasks that drain now; a task does not wait for these either.
         now: The clock that deadlines and the waits between attempts are told by.
-        steps: Those that run in line, which are in nobody's set.
+        between: Those that wait between two attempts, in line or not.
         unit: Wait for the tasks of this context alone.
     """
 
@@ -44,13 +44,13 @@ class Drain:
         me: TaskHandle[Any] | None,
         drainers: set[TaskHandle[Any]],
         now: Clock,
-        steps: Collection[TaskHandle[Any]],
+        between: AbstractSet[TaskHandle[Any]],
         unit: Unit | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._now = now
         self._live = live
-        self._steps = steps
+        self._between = between
         self._unit = unit
         self._me = me
         self._drainers = drainers
@@ -133,7 +133,7 @@ class Drain:
             raise
         finally:
             self._running = False
-            for task in self.unfinished():
+            for task in self.unfinished() if self._left() else ():
                 if task not in left:
                     settle(task, Outcome.ABANDONED)
             if self._me is not None:
@@ -172,8 +172,10 @@ class Drain:
 
     def skip_waits(self) -> None:
         """Cut every wait between attempts that cannot end before the deadline."""
-        steps = (step for step in self._steps if self._unit is None or step._unit is self._unit)
-        for task in (*self.unfinished(), *steps):
+        for task in tuple(self._between):  # not all that it waits for: each request may have a drain of its own
+            detached = not task._tracked and task._execution is not Execution.SEQUENTIAL
+            if detached or (self._unit is not None and task._unit is not self._unit):
+                continue
             if task._backoff is not None and not task._backoff.done() and task._retry_at >= self.deadline:
                 task._backoff.set_result(False)
 

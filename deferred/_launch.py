@@ -320,7 +320,7 @@ class Launcher(Settlement):
             me=current_task(),
             drainers=self.drainers,
             now=self.now,
-            steps=self.steps,
+            between=self.between,
             unit=context,
         )
         context._drains = (*context._drains, drain)

@@ -216,7 +216,7 @@ class Lifecycle:
             me=me,
             drainers=launcher.drainers,
             now=launcher.now,
-            steps=launcher.steps,
+            between=launcher.between,
         )
         launcher.drains.append(drain)
         launcher.look()

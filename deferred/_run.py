@@ -67,6 +67,7 @@ class Runtime(Protocol):
 
     hooks: Hooks
     now: Clock
+    between: set[TaskHandle[Any]]  # those that wait between two attempts
     dressed: int  # how many tasks run by `run_task` and `run_inline`
     steps: dict[TaskHandle[Any], TaskHandle[Any] | None]  # those under way in `run_inline`, and the tasks around them
 
@@ -337,11 +338,13 @@ async def _backoff(task: TaskHandle[Any], runtime: Runtime, delay: float) -> boo
     timer = loop.call_later(delay, _wake, waiter)
     task._retry_at = runtime.now() + delay
     task._backoff = waiter
+    runtime.between.add(task)
     try:
         return await waiter
     finally:
         timer.cancel()
         task._backoff = None
+        runtime.between.discard(task)
 
 
 def _wake(waiter: asyncio.Future[bool]) -> None:

@@ -16,6 +16,7 @@ from deferred import (
     TaskRejectedError,
     TaskState,
 )
+from deferred._drain import Drain
 from tests.faults.support import Told, nothing_left
 from tests.proof.clock import VirtualLoop, run
 
@@ -239,3 +240,23 @@ def test_a_thread_registers_during_a_drain():
 
     run(main())
     assert said == ["fine", "fine was not accepted: the deadline of the drain has passed"]
+
+
+async def test_a_drain_in_time_looks_at_nobody_else(monkeypatch):
+    """S11: requests that each wait for their own work alone cost the same, however many there are."""
+
+    def look(_drain):
+        raise AssertionError("it has looked through the tasks of all")
+
+    release = asyncio.Event()
+    async with Supervisor() as supervisor:
+        with supervisor.context() as others:
+            for _ in range(3):
+                others.defer(release.wait)
+        with supervisor.context() as ctx:
+            ctx.defer(fine)
+        with monkeypatch.context() as patched:
+            patched.setattr(Drain, "unfinished", look)
+            report = await ctx.drained()
+        assert report.finished == 1
+        release.set()
