@@ -36,6 +36,8 @@ _WINDOW = 60.0
 _ADDRESSES = 1000
 _PROXIES = (b"x-forwarded", b"x-original-", b"x-envoy-", b"cf-", b"fastly-", b"x-amzn-", b"x-cluster-client")
 _PROXY = frozenset({b"forwarded", b"x-real-ip", b"via", b"true-client-ip", b"x-client-ip", b"cdn-loop"})
+_GUESSES = frozenset({b"authorization", b"cookie"})
+_PORTS = {"http": ":80", "https": ":443"}
 _DEBUG = "DEFERRED_DEBUG"
 
 
@@ -178,14 +180,16 @@ class Access:
             return Person("local")
         address = str((scope.get("client") or ("unknown",))[0])
         self._throttle.check(address)
-        person: Any = self._auth(scope)
-        if inspect.isawaitable(person):
-            person = await person
+        person: Any = None
+        try:
+            person = self._auth(scope)
+            if inspect.isawaitable(person):
+                person = await person
+        finally:  # whoever makes it raise guesses too
+            if not isinstance(person, Person) and _GUESSES & headers_of(scope).keys():
+                self._throttle.note(address)
         if isinstance(person, Person):
             return person
-        headers = headers_of(scope)
-        if b"authorization" in headers or b"cookie" in headers:
-            self._throttle.note(address)
         challenge = {"WWW-Authenticate": 'Basic realm="deferred", charset="UTF-8"'}
         raise Refused(401, "Who are you?", challenge if isinstance(self._auth, Password) else {})
 
@@ -218,7 +222,9 @@ class Access:
         headers = headers_of(scope)
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         scheme, _, host = origin.partition("://")
-        if scheme not in {"http", "https"} or host != headers.get(b"host", b"").decode("latin-1").lower():
+        port = _PORTS.get(scheme)
+        ours = headers.get(b"host", b"").decode("latin-1").lower()
+        if port is None or not host or host.removesuffix(port) != ours.removesuffix(port):
             raise Refused(403, "An action must come from the inspector's own page: the Origin header is another.")
         if headers.get(b"sec-fetch-site", b"same-origin") != b"same-origin":
             raise Refused(403, "An action must come from the inspector's own page.")

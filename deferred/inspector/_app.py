@@ -137,6 +137,7 @@ class Inspector:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] != "http":
             return
         unit: Any = current_unit.get(None)
         if unit is not None:

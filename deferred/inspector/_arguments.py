@@ -7,7 +7,7 @@ from typing import Any
 
 from deferred._task import TaskHandle
 from deferred.inspector._records import Arguments
-from deferred.inspector._redact import describe_arguments, plain
+from deferred.inspector._redact import MOST_ARGUMENTS, describe_arguments, plain
 
 __all__ = ["keep_arguments", "show_arguments"]
 
@@ -16,7 +16,7 @@ def keep_arguments(task: TaskHandle[Any]) -> Arguments:
     """Return the arguments of a task: by reference where they are plain values, else as they look now."""
     args, kwargs = task.arguments
     names = _names(task)
-    if plain(args) and plain(kwargs.values()):
+    if len(args) + len(kwargs) <= MOST_ARGUMENTS and plain(args) and plain(kwargs.values()):
         return Arguments(names, args, kwargs)
     return Arguments(names, (), {}, describe_arguments(names, args, kwargs))
 

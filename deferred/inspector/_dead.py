@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,10 +29,12 @@ T = TypeVar("T")
 logger = logging.getLogger("deferred.inspector")
 
 MOST = 1000
-"""How many dead letters are looked at."""
+"""How many dead letters are looked at in a list."""
+_DEEPEST = 20 * MOST
 _PATIENCE = 5.0
 _REMEMBERED = 500
 _PAYLOAD = 4000
+_KEY = 200
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,10 +125,15 @@ class DeadLetters:
 
     async def act(self, what: str, order: Order, person: Person) -> list[str]:
         """Retry or delete letters, once for each key; return the ids of those that were dead."""
+        if len(order.key) > _KEY:
+            raise Refused(422, f"A key of an order has at most {_KEY} characters.")
         key = f"{person.name}:{what}:{order.key}"
         known = self._answers.get(key)
         if known is not None:
-            return await asyncio.shield(known)
+            await asyncio.wait({known})
+            if known.cancelled():
+                raise Refused(503, "The same order has failed; give it again.")
+            return known.result()
         answer: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._answers[key] = answer
         while len(self._answers) > _REMEMBERED:
@@ -144,18 +152,32 @@ class DeadLetters:
     async def _act(self, what: str, order: Order) -> list[str]:
         engine = self._needed()
         ids = order.ids
+        doing: Callable[[Any], Awaitable[list[str]]] = engine.requeue if what == "retry" else engine.delete
         if ids is None:
             if order.filter is None:
                 raise Refused(422, "Say which letters: `ids`, or a `filter`.")
-            wanted = order.filter
-            ids = [letter.id for letter in await self._all() if wanted.matches(letter)]
-        doing: Callable[[Any], Awaitable[list[str]]] = engine.requeue if what == "retry" else engine.delete
+            return await self._act_on_all(doing, order.filter)
         chosen = ids[:MOST]
         return await self._ask(lambda: doing(chosen)) if chosen else []
 
-    async def _all(self) -> list[DeadJob]:
+    async def _act_on_all(self, doing: Callable[[Any], Awaitable[list[str]]], wanted: Filter) -> list[str]:
+        """Act on the letters of a filter, also on those behind the ones that are looked at in a list."""
+        done: dict[str, None] = {}
+        limit = MOST
+        while True:
+            letters = await self._all(limit)
+            # What has been retried, and is dead again by now, is not retried again.
+            found = [each.id for each in letters if wanted.matches(each) and each.id not in done]
+            if found and (ids := await self._ask(partial(doing, found))):
+                done.update(dict.fromkeys(ids))
+            elif len(letters) < limit or limit >= _DEEPEST:
+                return list(done)
+            else:
+                limit += MOST
+
+    async def _all(self, limit: int = MOST) -> list[DeadJob]:
         engine = self._needed()
-        return await self._ask(lambda: engine.dead(limit=MOST))
+        return await self._ask(lambda: engine.dead(limit=limit))
 
     def _needed(self) -> Engine:
         engine = self.engine

@@ -16,6 +16,7 @@ __all__ = ["ErrorRecord", "capture", "format_error"]
 _FRAMES = 40
 _CHAIN = 5
 _LEAVES = 10
+_MOST = 50
 _TEXT = 2000
 
 
@@ -50,8 +51,14 @@ class ErrorRecord(msgspec.Struct, frozen=True):
         return 200 + 2 * len(self.text) + 120 * len(self.frames) + more
 
 
-def capture(error: BaseException, depth: int = 0, seen: frozenset[int] = frozenset()) -> ErrorRecord:
-    """Return what is to be kept of `error`; works for any exception, however hostile."""
+def capture(error: BaseException) -> ErrorRecord:
+    """Return what is to be kept of `error`; works for any exception, however hostile, and keeps a bounded number."""
+    return _capture(error, 0, frozenset(), [_MOST])
+
+
+def _capture(error: BaseException, depth: int, seen: frozenset[int], room: list[int]) -> ErrorRecord:
+    """Keep one of them; `room` is how many more there may be in the whole tree."""
+    room[0] -= 1
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:
@@ -69,13 +76,13 @@ def capture(error: BaseException, depth: int = 0, seen: frozenset[int] = frozens
         before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if isinstance(error, BaseExceptionGroup) and depth < _CHAIN:
             group: Any = error  # pyright: ignore[reportUnknownVariableType]  # of any exceptions
-            leaves = tuple(capture(leaf, depth + 1, seen) for leaf in group.exceptions[:_LEAVES])
-    known = before is None or id(before) in seen or depth >= _CHAIN
+            leaves = tuple(_capture(leaf, depth + 1, seen, room) for leaf in group.exceptions[:_LEAVES] if room[0] > 0)
+    known = before is None or id(before) in seen or depth >= _CHAIN or room[0] <= 0
     return ErrorRecord(
         name,
         text,
         frames,
-        None if before is None or known else capture(before, depth + 1, seen),
+        None if before is None or known else _capture(before, depth + 1, seen, room),
         direct,
         leaves,
     )

@@ -31,4 +31,4 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     writer = csv.writer(text)
     writer.writerow(titles)
     writer.writerows([cell(value) for value in row] for row in rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")  # of a name that holds half a character

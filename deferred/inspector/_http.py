@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -77,7 +77,10 @@ def as_json(data: Any, status: int = 200) -> Answer:
         >>> as_json("</script>\u2028").body
         b'"\\u003c/script\\u003e\\u2028"'
     """
-    body = msgspec.json.encode(data)
+    try:
+        body = msgspec.json.encode(data)
+    except UnicodeEncodeError:  # a name or an error holds half a character, as file names of other encodings do
+        body = msgspec.json.encode(_whole(msgspec.to_builtins(data)))
     for raw, escaped in (
         (b"<", b"\\u003c"),
         (b">", b"\\u003e"),
@@ -86,6 +89,19 @@ def as_json(data: Any, status: int = 200) -> Answer:
     ):
         body = body.replace(raw, escaped)
     return Answer(body, JSON, status)
+
+
+def _whole(data: Any) -> Any:
+    """Return data of plain types with each half of a character shown as what it is."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        items: dict[Any, Any] = data  # pyright: ignore[reportUnknownVariableType]  # of JSON
+        return {_whole(name): _whole(value) for name, value in items.items()}
+    if isinstance(data, list | tuple):
+        values: Iterable[Any] = data  # pyright: ignore[reportUnknownVariableType]  # same
+        return [_whole(value) for value in values]
+    return data
 
 
 async def read_body(receive: Receive) -> bytes:

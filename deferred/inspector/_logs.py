@@ -43,17 +43,17 @@ class LogLines(logging.Handler):
     def __init__(self, keeper: Keeper) -> None:
         super().__init__()
         self._keeper = weakref.ref(keeper)
-        self.installed = False
+        self._ended = False
         weakref.finalize(keeper, logging.getLogger().removeHandler, self)
 
     def install(self) -> None:
-        """Listen."""
-        self.installed = True
-        logging.getLogger().addHandler(self)
+        """Listen, if that is not so already; an app that sets up its logging late has taken all handlers off."""
+        if not self._ended and self not in logging.getLogger().handlers:
+            logging.getLogger().addHandler(self)
 
     def uninstall(self) -> None:
         """Listen no more, now and later."""
-        self.installed = True
+        self._ended = True
         logging.getLogger().removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -89,5 +89,5 @@ class LogLines(logging.Handler):
             if any(not isinstance(handler, LogLines) for handler in logger.handlers):
                 return
             logger = logger.parent if logger.propagate else None
-        if next(handler for handler in logging.getLogger().handlers if isinstance(handler, LogLines)) is self:
+        if next((each for each in logging.getLogger().handlers if isinstance(each, LogLines)), None) is self:
             last.handle(record)

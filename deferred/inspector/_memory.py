@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 from deferred._supervisor import Supervisor
 from deferred._task import TaskHandle
 from deferred.inspector._counts import Counts
-from deferred.inspector._records import Ended, Trace
+from deferred.inspector._records import MOST_LINES, Ended, Line, Trace
 from deferred.inspector._stored import StoredWork
 
 __all__ = ["Memory"]
@@ -28,6 +29,7 @@ class Memory:
         age: Seconds after which they are forgotten.
 
     Attributes:
+        source: Tells this memory from that of another process.
         change: How many changes there were; each record has the number of its last one, as far as
             somebody watched.
         size: About how many bytes those take that are over.
@@ -37,10 +39,13 @@ class Memory:
     def __init__(self, supervisor: Supervisor, *, count: int, size: int, age: float) -> None:
         self.supervisor = supervisor
         self.counts = Counts(supervisor._launcher)
+        self.source = secrets.token_hex(8)
         self.change = 0
         self.size: int = 0
         self.removed: deque[tuple[int, str]] = deque(maxlen=200)
         self._count, self._size, self._age = count, size, age
+        self._room = size  # for those that are over; what goes on needs the rest
+        self._share = max(size // 4, 1)  # the most that one of them may take
         self._last = 0  # the number of the latest record
         self._live: dict[Any, Trace] = {}
         self._done: deque[Trace] = deque()
@@ -74,8 +79,10 @@ class Memory:
             trace, _ = found
             own = self._live.get(task._unit)
             if own is not None:
+                before = trace.weight
                 trace.take(own)
                 self.ignore(task._unit)
+                self._grown(trace, before)
             self.stored.units[task._unit] = trace
         return found
 
@@ -83,19 +90,60 @@ class Memory:
         """Let a request be over when the last of its stored work is."""
         if trace.settled is not None:
             trace.settled = max(trace.settled, at)
-            self.size += trace.weight - before
-        self._note(trace)
+        self._grown(trace, before)
+
+    def add_line(self, unit: Any, line: Line) -> None:
+        """Keep a line of the log; called in whatever thread wrote it."""
+        trace = self._live.get(unit) or self.stored.units.get(unit)
+        if trace is None:
+            return
+        before = trace.weight
+        lines = trace.lines = trace.lines or []
+        lines.append(line)
+        trace.size += 200 + 2 * len(line.text)
+        if len(lines) > MOST_LINES:
+            trace.size -= 200 + 2 * len(lines.pop(0).text)
+        self._grown(trace, before)
 
     # -- bounds ------------------------------------------------------------------------------
 
+    def _grown(self, trace: Trace, before: int) -> None:
+        """Note that a record takes more than `before`; none takes the room of all."""
+        if trace.size > self._share:
+            trace.shrink(self._share)
+        if trace.settled is not None:
+            self.size += trace.weight - before
+        self._note(trace)
+
+    def weigh(self) -> None:
+        """Let what goes on have its room: those that are over make it, and if that is not enough, details go."""
+        live = tuple(self._live.values())
+        self._room = self._size - sum(trace.size for trace in live)
+        if self.size > self._room:
+            self._make_room()
+        if self._room < 0:
+            for trace in live:
+                trace.shrink(self._size // len(live))
+
     def _make_room(self) -> None:
-        while self._done and (len(self._done) > self._count or self.size > self._size):
+        while self._done and (len(self._done) > self._count or self.size > self._room):
             gone = self._done.popleft()
             self.size -= gone.weight
             if self._jobs:
                 self.stored.forget(gone)
         while len(self._live) > self._count:  # more at a time than are kept: the oldest are let go of
             del self._live[next(iter(self._live))]
+
+    def look(self) -> None:
+        """Forget what is older than `age`, and find what nobody has told of."""
+        self.forget_old()
+        self.unfinished()
+
+    def touch(self) -> None:
+        """Let those who watch see all that has not settled anew."""
+        self.unfinished()
+        for trace in {*self._live.values(), *self.stored.units.values()}:
+            self._note(trace)
 
     def forget_old(self) -> None:
         """Forget what is older than `age`."""

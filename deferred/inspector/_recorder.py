@@ -43,21 +43,25 @@ from deferred.inspector._errors import capture
 from deferred.inspector._logs import LogLines
 from deferred.inspector._memory import Memory
 from deferred.inspector._records import (
-    MOST_LINES,
+    LONG,
     MOST_STEPS,
     MOST_TASKS,
     Attempt,
     Ended,
-    Line,
     Step,
     Trace,
     weight,
 )
+from deferred.inspector._redact import shorten
 from deferred.inspector._stored import fill, postpone
 
 __all__ = ["Recorder"]
 
 _OK = Outcome.SUCCEEDED
+
+
+def _size_of(failure: Attempt) -> int:
+    return failure.error.size
 
 
 def _told(*events: type[Event]) -> Callable[[Any], Any]:
@@ -173,18 +177,21 @@ class Recorder(Memory):
         self.change = trace.change = self.change + 1
         self._done.append(trace)
         self.size += trace.weight
-        if len(self._done) > self._count or self.size > self._size or len(self._live) > self._count:
+        if len(self._done) > self._count or self.size > self._room or len(self._live) > self._count:
             self._make_room()
 
     @_told(StepFinished)
     def _step(self, event: StepFinished) -> None:
         trace = self._of(event.context, event.started)
+        before = trace.weight
         error = None if event.error is None else capture(event.error)
         steps = trace.steps = trace.steps or []
         if len(steps) < MOST_STEPS:
-            steps.append(Step(event.name, event.started, event.at, error))
+            steps.append(Step(event.name[:LONG], event.started, event.at, error))
             trace.size += 150 + (error.size if error is not None else 0)
-        self._note(trace)
+        else:
+            trace.omitted += 1
+        self._grown(trace, before)
 
     @_told(TaskSucceeded)
     def _succeeded(self, event: TaskSucceeded) -> None:
@@ -194,10 +201,18 @@ class Recorder(Memory):
             self._turn(at)
         if self._jobs and self._delivered(task, at, _OK):
             return
-        trace = self._live.get(task._unit) or self._of(task._unit, task._created)
+        trace = self._live.get(task._unit)
+        if trace is None:
+            self._end_as(task, at, _OK, None)
+            return
         work = task._work
+        name = task._name or task._options.name
+        if name is None:
+            name = work.__qualname__ if type(work) is FunctionType else task.name
+        elif len(name) > LONG:
+            name = shorten(name, LONG)
         ended = Ended(
-            task._name or task._options.name or (work.__qualname__ if type(work) is FunctionType else task.name),
+            name,
             task._code,
             task._instruction,
             task._created,
@@ -211,6 +226,8 @@ class Recorder(Memory):
         if task._attempts > 1 or task._args or task._kwargs:
             self._complete(ended, task)
             trace.size += weight(ended)
+            if trace.size > self._share:
+                trace.shrink(self._share)
         known = trace.ended
         if known is None:
             trace.ended = [ended]
@@ -241,8 +258,9 @@ class Recorder(Memory):
         if self._jobs and self._delivered(task, at, outcome):
             return
         trace = self._of(task._unit, task._created)
+        before = trace.weight
         ended = Ended(
-            task.name,
+            shorten(task.name, LONG),
             task._code,
             task._instruction,
             task._created,
@@ -253,13 +271,13 @@ class Recorder(Memory):
             task._execution,
             task._id,
         )
-        if task._error is not None:
+        if task._error is not None and outcome is not _OK:
             ended.error = capture(task._error)
         self._complete(ended, task)
         ended.failures = failures or ended.failures
         trace.add(ended)
         trace.size += weight(ended)
-        self._note(trace)
+        self._grown(trace, before)
         self._inline.discard(task)
         if trace.loose and not self._is_loose(task._unit, task):
             self._settle(trace, task._unit, at)
@@ -281,29 +299,30 @@ class Recorder(Memory):
         trace = self._of(task._unit, task._created)
         failures = self._failures.setdefault(task, [])
         failures.append(failure)
-        if len(failures) > MOST_STEPS:
-            del failures[MOST_STEPS // 2]
+        while len(failures) > 2 and (len(failures) > MOST_STEPS or sum(map(_size_of, failures)) > self._share):
+            del failures[len(failures) // 2]
         self._note(trace)
 
     @_told(TaskRejected)
     def _rejected(self, event: TaskRejected) -> None:
         trace = self._of(event.context, event.at)
-        error = capture(event.error)
-        outcome = Outcome.DISCARDED_BY_OVERFLOW
-        ended = Ended(event.name, None, 0, event.at, 0.0, event.at, outcome, 0, Execution.DEFERRED, None)
-        ended.error, ended.word = error, "rejected"
+        before = trace.weight
+        name, outcome, execution = shorten(event.name, LONG), Outcome.DISCARDED_BY_OVERFLOW, event.context.execution
+        ended = Ended(name, None, 0, event.at, 0.0, event.at, outcome, 0, execution, None)
+        ended.error, ended.word = capture(event.error), "rejected"
         trace.add(ended)
         trace.size += weight(ended)
-        self._note(trace)
+        self._grown(trace, before)
 
     @_told(TaskEnqueued)
     def _enqueued(self, event: TaskEnqueued) -> None:
         trace = self._of(event.context, event.at)
+        before = trace.weight
         ended = Ended(event.name, None, 0, event.at, 0.0, event.at, _OK, 0, Execution.DURABLE, event.id)
         ended.word = "enqueued"
         trace.add(ended)
         self.stored.note(trace, ended)
-        self._note(trace)
+        self._grown(trace, before)
 
     # -- stored work -----------------------------------------------------------------------------
 
@@ -341,21 +360,9 @@ class Recorder(Memory):
 
     def _turn(self, at: float) -> None:
         """Do what is done once a second, at the most."""
-        if not self._logs.installed:
-            self._logs.install()
+        self._logs.install()
         self.counts.turn(at)
-
-    def add_line(self, unit: Any, line: Line) -> None:
-        """Keep a line of the log; called in whatever thread wrote it."""
-        trace = self._live.get(unit) or self.stored.units.get(unit)
-        if trace is None:
-            return
-        lines = trace.lines = trace.lines or []
-        lines.append(line)
-        trace.size += 200 + 2 * len(line.text)
-        if len(lines) > MOST_LINES:
-            trace.size -= 200 + 2 * len(lines.pop(0).text)
-        self._note(trace)
+        self.weigh()
 
     # -- who looks -----------------------------------------------------------------------------
 
@@ -382,17 +389,6 @@ class Recorder(Memory):
         if task._execution is Execution.SEQUENTIAL:
             self._inline.add(task)
         self._note(trace)
-
-    def look(self) -> None:
-        """Forget what is older than `age`, and find what nobody has told of."""
-        self.forget_old()
-        self.unfinished()
-
-    def touch(self) -> None:
-        """Let those who watch see all that has not settled anew."""
-        self.unfinished()
-        for trace in {*self._live.values(), *self.stored.units.values()}:
-            self._note(trace)
 
     def failures(self, task: TaskHandle[Any]) -> Iterable[Attempt]:
         """Return the failed attempts of a task that has not ended."""

@@ -14,12 +14,15 @@ from deferred._task import new_id
 from deferred._unit import UnitOfWork
 from deferred.inspector._errors import ErrorRecord
 
-__all__ = ["Arguments", "Attempt", "Ended", "Line", "Step", "Trace"]
+__all__ = ["LONG", "Arguments", "Attempt", "Ended", "Line", "Step", "Trace"]
 
 MOST_TASKS = 200
 """How many ended tasks of one unit of work are kept; a websocket may see any number."""
 MOST_STEPS = 100
 MOST_LINES = 200
+LONG = 300
+"""Characters of a name or a label that are kept as they come; longer ones are cut, and weigh."""
+_LONGEST = 1400  # more than is ever shown, so that a secret at the end is still seen whole
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -97,7 +100,7 @@ class Trace(msgspec.Struct, eq=False):
         unit: The context itself, until it has settled.
         number: Counts the units of work in the order of their beginning.
         change: The number of the last change, counted over all of them.
-        omitted: How many ended tasks are kept no longer.
+        omitted: How many ended tasks, and steps, are kept no longer.
         size: About how many bytes it takes, beyond what every one takes.
         loose: Whether it has settled but for tasks that nobody waits for.
     """
@@ -136,11 +139,20 @@ class Trace(msgspec.Struct, eq=False):
         if len(self.ended) > MOST_TASKS:
             self.thin_out()
 
+    def shrink(self, most: int) -> None:
+        """Let go of the oldest details until the rest takes no more than about `most` bytes."""
+        while self.size > most and self.lines:
+            half = len(self.lines) // 2 + 1
+            self.size -= sum(200 + 2 * len(line.text) for line in self.lines[:half])
+            self.lines = self.lines[half:] or None
+        while self.size > most and self.ended is not None and len(self.ended) > 1:
+            self.thin_out()
+
     def thin_out(self) -> None:
         """Let go of half of the tasks: of those that succeeded where there are enough, the oldest first."""
         ended = self.ended or []
         happy = [place for place, known in enumerate(ended) if known.outcome is Outcome.SUCCEEDED]
-        half = MOST_TASKS // 2
+        half = len(ended) // 2
         gone = set(happy[:half] if len(happy) >= half else range(half))
         self.size -= sum(weight(ended[place]) for place in gone)
         self.omitted += len(gone)
@@ -157,7 +169,11 @@ class Trace(msgspec.Struct, eq=False):
     def settle(self, unit: UnitOfWork, at: float) -> None:
         """Let go of the context: what is kept of it is copied."""
         self.settled = at
-        self.label = unit.label
+        label = unit.label
+        if len(label) > LONG:
+            label = label[:_LONGEST]
+            self.size += 2 * len(label)
+        self.label = label
         self.status = unit.status
         self.execution = unit.route or Execution.DEFERRED
         self._id = unit._id

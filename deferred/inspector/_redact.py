@@ -19,13 +19,14 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["HIDDEN", "describe", "describe_arguments", "is_secret", "plain", "redact", "shorten"]
+__all__ = ["HIDDEN", "MOST_ARGUMENTS", "describe", "describe_arguments", "is_secret", "plain", "redact", "shorten"]
 
 HIDDEN = "•••"
 """What stands where a secret stood."""
 
 LONGEST = 4000
 """Characters of one text."""
+MOST_ARGUMENTS = 40
 _ITEMS = 20
 _DEPTH = 4
 _BRACKETS: dict[type, str] = {dict: "{}", list: "[]", tuple: "()", set: "{}", frozenset: "{}"}
@@ -80,7 +81,7 @@ def is_secret(name: object) -> bool:
     return isinstance(name, str) and _SECRET_KEY.search(name[:200]) is not None
 
 
-_PLAIN = frozenset({str, int, float, bool, type(None), uuid.UUID, dt.datetime, dt.date, decimal.Decimal})
+_PLAIN = frozenset({str, int, float, bool, type(None), uuid.UUID, dt.datetime, dt.date})
 
 
 def plain(values: Iterable[object]) -> bool:
@@ -170,14 +171,14 @@ def _braced(
 
 def describe_arguments(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, str]]:
     """Return each argument's name and what it looks like; positional ones are named as far as `names` goes."""
+    numbered = itertools.chain(names, (f"*{i}" for i in itertools.count(len(names))))
+    given = itertools.chain(zip(numbered, args, strict=False), kwargs.items())
     shown = [
-        (name, HIDDEN if is_secret(name) else describe(value))
-        for name, value in zip(
-            itertools.chain(names, (f"*{i}" for i in itertools.count(len(names)))), args, strict=False
-        )
+        (shorten(name, _ITEM), HIDDEN if is_secret(name) else describe(value))
+        for name, value in itertools.islice(given, MOST_ARGUMENTS)
     ]
-    shown += [(name, HIDDEN if is_secret(name) else describe(value)) for name, value in kwargs.items()]
-    return shown[: _ITEMS * 2]
+    more = len(args) + len(kwargs) - len(shown)
+    return [*shown, ("…", f"{more} more")] if more else shown
 
 
 def _text(value: str | bytes) -> str:
@@ -198,7 +199,7 @@ _KNOWN: dict[type, Callable[[Any], str]] = {
     bool: repr,
     type(None): repr,
     uuid.UUID: str,
-    decimal.Decimal: str,
+    decimal.Decimal: lambda value: _text(str(value))[1:-1],
     dt.datetime: str,
     dt.date: str,
     dt.time: str,

@@ -1,12 +1,14 @@
 """What changes, as server-sent events: one short stream after the other.
 
 Rules of this file: a stream ends by itself, and at once when a drain begins, as an open one
-would hold up the server's shutdown; the browser comes again and names what it has seen.
+would hold up the server's shutdown; so does one whose reader takes nothing; the browser comes
+again and names what it has seen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import msgspec
@@ -18,8 +20,14 @@ from deferred.inspector._views import RequestView, view_requests
 
 __all__ = ["MAX_STREAMS", "Batch", "Streams"]
 
+logger = logging.getLogger("deferred.inspector")
+
 LENGTH = 3.0
 """Seconds that a stream lasts."""
+PATIENCE = 2.0
+"""Seconds more, for a reader that takes nothing: its connection is given up then."""
+MOST_BYTES = 512 * 1024
+"""Bytes that a stream brings before it ends: what a reader takes no longer fills the server's buffers."""
 TICK = 0.03
 """Seconds between two looks at what has changed; a frame or two of a screen."""
 COUNTS = 1.0
@@ -35,6 +43,7 @@ class Batch(msgspec.Struct, frozen=True):
 
     Attributes:
         change: Up to which change this tells; the next stream begins there.
+        source: Who counts: another recorder, of a process that was started anew, counts from the beginning.
         requests: Those that have changed, whole; the latest of them where there are too many.
         removed: The ids of those that are recorded no longer.
         skipped: Whether there were too many.
@@ -42,6 +51,7 @@ class Batch(msgspec.Struct, frozen=True):
     """
 
     change: int
+    source: str
     requests: list[RequestView]
     removed: list[str]
     skipped: bool = False
@@ -73,12 +83,15 @@ class Streams:
         self._open += 1
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": encoded})
-            await send({"type": "http.response.body", "body": f"retry: {RETRY}\n\n".encode(), "more_body": True})
-            with self._recorder.watched():
-                await self._tell(send, since, gone)
-            if not gone.done():
-                await send({"type": "http.response.body", "body": b""})
+            async with asyncio.timeout(LENGTH + PATIENCE):
+                await send({"type": "http.response.start", "status": 200, "headers": encoded})
+                await send({"type": "http.response.body", "body": f"retry: {RETRY}\n\n".encode(), "more_body": True})
+                with self._recorder.watched():
+                    await self._tell(send, since, gone)
+                if not gone.done():
+                    await send({"type": "http.response.body", "body": b""})
+        except TimeoutError:
+            logger.info("a page that takes nothing of its stream was given up")
         finally:
             self._open -= 1
             gone.cancel()
@@ -87,7 +100,7 @@ class Streams:
         recorder, loop = self._recorder, asyncio.get_running_loop()
         end = loop.time() + LENGTH
         told = recorder.change if since is None or since > recorder.change else since
-        first, counts = True, 0.0
+        first, counts, sent = True, 0.0, 0
         while not gone.done() and not recorder.supervisor.draining:
             at = loop.time()
             if recorder.change > told or first or at >= counts:
@@ -97,7 +110,8 @@ class Streams:
                     counts = at + COUNTS
                 text = b"id: %d\ndata: %b\n\n" % (batch.change, as_json(batch).body)
                 await send({"type": "http.response.body", "body": text, "more_body": True})
-            if at >= end:
+                sent += len(text)
+            if at >= end or sent > MOST_BYTES:
                 return
             await asyncio.wait((gone,), timeout=TICK)
 
@@ -109,7 +123,7 @@ class Streams:
         traces = recorder.traces(told)
         removed = [key for number, key in recorder.removed if number > told]
         views = view_requests(recorder, traces[:MOST])
-        return Batch(change, views, removed, len(traces) > MOST, now(recorder) if counts else None)
+        return Batch(change, recorder.source, views, removed, len(traces) > MOST, now(recorder) if counts else None)
 
 
 async def _until_gone(receive: Receive) -> None:

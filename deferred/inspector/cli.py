@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import http.client
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from deferred.inspector._layout import printable
 from deferred.inspector._views import RequestView
 from deferred.inspector.svg import render as render_svg
 from deferred.inspector.text import render
@@ -51,21 +53,23 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         requests = _fetch(options.url, max(1, options.last), failed=options.failed)
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
-        sys.stderr.write(f"{_complaint(options.url, error)}\n")
+    except (OSError, ValueError, http.client.HTTPException, msgspec.MsgspecError) as error:
+        # What a stranger's server says may hold anything that moves a cursor.
+        sys.stderr.write(f"{printable(_complaint(options.url, error))}\n")
         return 1
     if not requests:
         sys.stderr.write("Nothing is recorded there yet.\n")
         return 3
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     if options.svg:
-        sys.stdout.write(render_svg(requests[0]))
+        drawn = render_svg(requests[0])
+        sys.stdout.write(drawn if unicode else drawn.encode("ascii", "xmlcharrefreplace").decode())
         return 0
     terminal = sys.stdout.isatty()
     width = options.width or shutil.get_terminal_size((100, 24)).columns
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     colour = terminal and "NO_COLOR" not in os.environ
-    drawn = [render(request, width=width, colour=colour, unicode=unicode) for request in reversed(requests)]
-    sys.stdout.write("\n".join(drawn))
+    texts = [render(request, width=width, colour=colour, unicode=unicode) for request in reversed(requests)]
+    sys.stdout.write("\n".join(texts))
     return 0
 
 
@@ -114,9 +118,11 @@ def _complaint(url: str, error: Exception) -> str:
         with error:
             said = error.read(500).decode(errors="replace").strip()
         mend = f" Set {AUTH}=name:password." if error.code == 401 else ""
+        if error.code == 404:
+            mend = " Is the inspector mounted there? Its usual place is /_deferred/."
         return f"{place} answers {error.code}: {said}{mend}"
-    if isinstance(error, msgspec.MsgspecError):
-        return f"{place} does not answer as an inspector does: {error}"
+    if isinstance(error, msgspec.MsgspecError | http.client.HTTPException):
+        return f"{place} does not answer as an inspector does: {str(error).strip() or type(error).__name__}"
     return f"{place} cannot be asked: {getattr(error, 'reason', error)}"
 
 

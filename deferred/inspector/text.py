@@ -105,13 +105,13 @@ def _draw(bars: Sequence[Bar], request: RequestView, track: int, *, unicode: boo
     scale = track / request.span
     cells: list[tuple[str, int]] = [(" ", 0)] * track
     for bar in bars:
-        first = min(int(bar.start * scale), track - 1)
+        first = min(max(int(bar.start * scale), 0), track - 1)
         last = max(first + 1, min(round(bar.end * scale), track))
         for place in range(first, last):
             if place == first or bar.kind != "wait" or cells[place][0] == " ":
                 cells[place] = (signs[bar.kind], _COLOURS[bar.kind])
     if request.response is not None:
-        place = min(round(request.response * scale), track - 1)
+        place = min(max(round(request.response * scale), 0), track - 1)
         cells[place] = ("┊" if unicode else "|", _FAINT)
     return cells
 

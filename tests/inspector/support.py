@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from deferred import DeferredContext, Retry, Supervisor, current_context, sequential
+from deferred import DeferredContext, Retry, Supervisor, current_context, defer, sequential
 from deferred.inspector import Inspector
 from deferred.integrations.asgi import DeferredMiddleware
 
@@ -206,7 +206,18 @@ def marathon(app: App) -> App:
     async def long(ctx):
         ctx.with_options(name="nightly report").defer(asyncio.sleep, 60)
 
+    @app.route("/busy")
+    async def busy(ctx):
+        ctx.with_options(name="never at rest").defer(tick)
+
     return app
+
+
+async def tick():
+    """Leave work behind all the time, for some seconds."""
+    for _ in range(200):
+        await asyncio.sleep(0.04)
+        defer(asyncio.sleep, 0)
 
 
 async def send(to, password=""):

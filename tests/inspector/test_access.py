@@ -256,6 +256,23 @@ async def test_guessing_from_many_addresses_is_slowed_down(monkeypatch):
     assert len(access._throttle._failures) == 20
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_guess_at_which_auth_fails_is_a_guess(asynchronous):
+    """G09: What `auth` raises is the app's to see; nobody comes in, and whoever provokes it is slowed down."""
+
+    def broken(_scope):
+        message = "no such user"
+        raise LookupError(message)
+
+    async def broken_later(scope):
+        broken(scope)
+
+    app = App(auth=broken_later if asynchronous else broken)
+    async with opened(app) as client:
+        answers = [await client.get(f"{PREFIX}/", headers={"Authorization": "Basic eA=="}) for _ in range(12)]
+    assert [answer.status_code for answer in answers] == [500] * 10 + [429] * 2
+
+
 async def test_a_first_visit_is_no_guess(guarded):
     """G09: The browser asks without a password first, as often as it likes."""
     codes = {(await guarded.get(f"{PREFIX}/")).status_code for _ in range(30)}
@@ -299,6 +316,31 @@ async def test_nothing_else_can_be_changed(client, route, method):
 async def test_an_action_comes_from_the_page(client, action, headers):
     """G06, G20: Another page's request lacks the origin, and the token that only this page can read."""
     assert (await act(client, action, {}, **headers)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("shop.example", "https://shop.example", True),
+        ("shop.example:443", "https://shop.example", True),
+        ("shop.example", "https://SHOP.example:443", True),
+        ("shop.example:80", "http://shop.example", True),
+        ("[::1]:8000", "http://[::1]:8000", True),
+        ("[::1]", "http://[::1]:80", True),
+        ("shop.example:443", "http://shop.example", False),
+        ("shop.example:8443", "https://shop.example", False),
+        ("shop.example", "https://shop.example.evil.example", False),
+        ("shop.example", "https://evil.example/shop.example", False),
+        ("shop.example", "https://", False),
+        ("", "https://", False),
+        ("", "null", False),
+    ],
+)
+async def test_an_origin_is_the_host_with_or_without_its_usual_port(guarded, host, origin, allowed):
+    """G06, G22: A proxy may name the port that a browser leaves out; another host or port is another page."""
+    guarded.headers.update(ADA)
+    answer = await act(guarded, "forget", {}, Host=host, Origin=origin)
+    assert (answer.status_code == 200) == allowed
 
 
 async def test_an_operator_may_act_and_a_reader_may_not(guarded, caplog):

@@ -175,3 +175,55 @@ def test_what_is_recorded_can_be_forgotten(served, browse):
     page.get_by_role("button", name="Forget all").click()
     page.locator("dialog").get_by_role("button", name="Forget").click()
     expect(page.locator("#notice")).to_have_text(re.compile("requests? forgotten"))
+
+
+def test_an_action_after_the_process_was_started_anew(served, browse):
+    """A token of the process before is replaced by itself: the button works without loading the page again."""
+    app = served()
+    shelf = Shelf(letter("a"))
+    app.app.supervisor._durable.engine = shelf
+    page = browse(f"{app.url}#/dead", may_complain=True)  # the browser tells of the first answer, a 403
+    expect(page.locator(".letter")).to_have_count(1)
+    app.app.inspector._access._secret = b"of another process"
+    page.locator("[data-id=a]").get_by_role("button", name="Retry").click()
+    expect(page.locator("#notice")).to_have_text("1 dead letter will be delivered again")
+    assert shelf.requeued == ["a"]
+
+
+def test_a_page_sees_that_the_process_is_another(served, browse):
+    """Also one that has seen as much already: what the one before has recorded is shown no longer."""
+    app = served()
+    app.visit("/quiet")
+    page = browse(app.url)
+    expect(page.locator(".card")).to_have_count(1)
+    recorder = app.app.recorder
+    recorder.forget(lambda _trace: True)
+    recorder.removed.clear()
+    recorder.change += 1000
+    recorder.source = "another"
+    app.visit("/sequential")
+    expect(page.locator(".card .route")).to_have_text(["/sequential"])
+
+
+def test_details_of_what_never_rests(served, browse):
+    """The details follow a request to which something happens all the time."""
+    app = served()
+    app.visit("/busy")
+    page = browse(app.url)
+    page.locator(".card a.go").click()
+    expect(page.locator("#detail .work")).not_to_have_count(0)
+    before = page.locator("#detail .work").count()
+    expect(page.locator("#detail .work").nth(before + 8)).to_be_attached()
+
+
+def test_what_is_opened_stays_in_sight(served, browse):
+    """Beside the details the cards are narrower and taller: the one that was opened is scrolled to."""
+    app = served()
+    app.visit(*(["/waituntil"] * 12))
+    page = browse(app.url, width=1200)
+    done(page, "/waituntil")
+    card = page.locator(".card").nth(9)
+    card.scroll_into_view_if_needed()
+    card.locator("a.go").click()
+    expect(page.locator("#detail h2")).to_be_visible()
+    expect(page.locator(".card.chosen a.go")).to_be_in_viewport()

@@ -1,11 +1,17 @@
 """The command that draws the waterfalls of a running app."""
 
 import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from deferred.inspector import Password, cli
-from tests.inspector.support import visit
+from tests.inspector.support import App, Served, visit
 
 
 class Terminal(io.StringIO):
@@ -42,6 +48,22 @@ def test_the_latest_requests_are_drawn(served, run):
     code, out, _ = run(f"{home}/_deferred/", "-n", "1", "--svg")
     assert out.startswith("<svg ")
     assert "/quiet" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("svg", [False, True])
+def test_a_terminal_without_unicode(served, encoding, svg):
+    """What its encoding lacks is written in other signs, or as a reference to a character in a picture."""
+    home = served().home
+    visit(f"{home}/waituntil")
+    command = [sys.executable, "-m", "deferred", "trace", f"{home}/_deferred/", *(["--svg"] if svg else [])]
+    environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    out = done.stdout.decode("ascii")
+    assert ("&#8627; send confirmation" if svg else "> send confirmation") in out
+    if svg:
+        ET.fromstring(out)
 
 
 def test_one_request_is_drawn(served, run):
@@ -93,3 +115,54 @@ def test_a_page_of_something_else(served, run):
     code, _, err = run(f"{home}/quiet/..")
     assert code == 1
     assert "answers" in err
+
+
+def test_another_place_of_the_same_app(run):
+    """Who leaves the mount's path out is told of it."""
+    app = App()
+
+    async def lost(_ctx):
+        """Serve nothing."""
+
+    app.handlers["/api/requests"] = lost
+    app.status["/api/requests"] = 404
+    server = Served(app)
+    server.start()
+    try:
+        code, _, err = run(server.home)
+    finally:
+        server.stop()
+        app.inspector.close()
+    assert (code, "answers 404" in err, "/_deferred/" in err) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.6\x1b[31m\r\n",
+        b"HTTP/1.1 500 x\r\n\r\n\x1b[2J\r\nno",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+    ],
+)
+def test_what_speaks_no_http(run, said):
+    """A port of something else, or one that breaks off, is one line and not a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        code, out, err = run(f"http://127.0.0.1:{server.getsockname()[1]}/_deferred/")
+        thread.join()
+    assert (code, out, err.count("\n"), "\x1b" in err) == (1, "", 1, False)
+
+
+def test_a_path_that_cannot_be_asked_for(run):
+    """A space in an address is told apart too."""
+    code, _, err = run("http://127.0.0.1:1/a b/")
+    assert (code, err.count("\n")) == (1, 1)

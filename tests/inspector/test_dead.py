@@ -158,6 +158,46 @@ async def test_a_press_that_failed_may_be_tried_again(shelf, client):
     assert (await act(client, "dead/retry", order)).json() == {"ids": ["a"]}
 
 
+async def test_all_are_more_than_are_shown(shelf, client):
+    """An action on a filter goes on behind those that are looked at, and is not caught by those that die again."""
+    shelf.letters = {str(number): letter(str(number), name=("mail", "report")[number % 2]) for number in range(2500)}
+    assert len((await act(client, "dead/delete", {"key": "1", "filter": {"name": "mail"}})).json()["ids"]) == 1250
+    delete = shelf.delete
+
+    async def die_again(ids):
+        gone = await delete(ids)
+        shelf.letters = {**{key: letter(key, name="report") for key in gone}, **shelf.letters}
+        return gone
+
+    shelf.requeue = die_again
+    assert len((await act(client, "dead/retry", {"key": "2", "filter": {}})).json()["ids"]) == 1250
+    assert len(shelf.letters) == 1250
+
+
+async def test_a_second_press_hears_that_the_first_has_failed(shelf, client):
+    """D37: Who has pressed while the same press was under way is told, and may press again."""
+    order = {"key": "press", "ids": ["a"]}
+    shelf.held = asyncio.Event()
+    both = [asyncio.create_task(act(client, "dead/retry", order)) for _ in range(2)]
+    await asyncio.sleep(0.02)
+
+    async def fail(_ids):
+        message = "away"
+        raise ConnectionError(message)
+
+    shelf.delete = fail
+    shelf.held.set()
+    assert [answer.status_code for answer in await asyncio.gather(*both)] == [503, 503]
+    del shelf.delete
+    assert (await act(client, "dead/retry", order)).json() == {"ids": ["a"]}
+
+
+async def test_a_key_has_a_bound(shelf, client):
+    """G18: Keys are remembered, so a long one is refused."""
+    assert (await act(client, "dead/retry", {"key": "k" * 5000, "ids": ["a"]})).status_code == 422
+    assert shelf.requeued == []
+
+
 async def test_an_order_says_which(shelf, client):
     """An action on nothing in particular is refused."""
     assert (await act(client, "dead/delete", {"key": "1"})).status_code == 422

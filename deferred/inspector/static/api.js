@@ -24,11 +24,16 @@ export async function ask(path, query = {}) {
 }
 
 export async function act(path, body) {
-  const response = await fetch(`api/${path}`, {
+  const send = () => fetch(`api/${path}`, {
     method: "POST",
     headers: { "Content-Type": "application/json", "X-Deferred-Token": session.token },
     body: JSON.stringify(body),
   });
+  let response = await send();
+  if (response.status === 403) { // a process that was started anew has tokens of its own
+    await start();
+    response = await send();
+  }
   return (await answered(response)).json();
 }
 
@@ -64,8 +69,9 @@ export class Stream {
     source.onopen = () => { clearTimeout(this.timer); this.timer = 0; this.onState("live"); };
     source.onmessage = (event) => {
       const batch = JSON.parse(event.data);
-      const restarted = batch.change < this.change;
+      const restarted = batch.change < this.change || (this.teller && batch.source !== this.teller);
       this.change = batch.change;
+      this.teller = batch.source;
       this.onBatch(batch, restarted);
     };
     source.onerror = () => {

@@ -53,6 +53,7 @@ async function go() {
   if (route.id) {
     detail.home = view("requests").address;
     await detail.open(route.id, route.task);
+    if (before.id === null) document.querySelector(".card.chosen")?.scrollIntoView({ block: "nearest" }); // cards are taller beside it
     if (before.id !== route.id) $("detail").querySelector(".close")?.focus({ preventScroll: true });
   } else if (detail.id) {
     const left = detail.id;

@@ -29,12 +29,13 @@ export class Detail {
 
   /** Look again, when something of it has changed. */
   refresh(task) {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => { if (this.id) this.open(this.id, task); }, 150);
+    this.wanted = task;
+    this.timer ||= setTimeout(() => { this.timer = 0; if (this.id) this.open(this.id, this.wanted); }, 150);
   }
 
   close() {
     clearTimeout(this.timer);
+    this.timer = 0;
     this.id = null;
     this.element.hidden = true;
     this.element.replaceChildren();

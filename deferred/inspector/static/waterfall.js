@@ -40,6 +40,8 @@ function barsOf(row) {
   return bars;
 }
 
+const LEFT = { durable: "stored", fire_and_forget: "let go" };
+
 const TOLD = {
   request: "request", inside: "in the request", wait: "waited", done: "ran", failed: "failed after",
   cancelled: "cancelled after", backoff: "waited to retry", running: "running",
@@ -159,8 +161,8 @@ export class Card {
         h("a.go", { href: `#/requests/${view.id}` },
           status, " ", view.method ? h("span.method", {}, view.method) : null, " ", h("span.route", { title: label }, label)),
         h("span.chips", {},
-          (view.rows ?? []).some((row) => row.kind === "task") || view.execution ? h("span.chip", {}, words(view.execution ?? "deferred")) : null,
-          deferred ? h("span.chip.strong", {}, `${deferred} ${view.execution === "durable" ? "stored" : "deferred"}`) : null),
+          view.execution ? h("span.chip", {}, words(view.execution)) : null,
+          deferred ? h("span.chip.strong", {}, `${deferred} ${LEFT[view.execution] ?? "deferred"}`) : null),
         this.summary),
       plain ? null : h("div.waterfall", {}, this.axis.element, h("ol.rows", {}, ...rows)),
     ].filter(Boolean));
