@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -99,7 +99,7 @@ def _whole(data: Any) -> Any:
         items: dict[Any, Any] = data  # pyright: ignore[reportUnknownVariableType]  # of JSON
         return {_whole(name): _whole(value) for name, value in items.items()}
     if isinstance(data, list | tuple):
-        values: Iterable[Any] = data  # pyright: ignore[reportUnknownVariableType]  # same
+        values: Any = data  # pyright: ignore[reportUnknownVariableType]  # same
         return [_whole(value) for value in values]
     return data
 

@@ -13,7 +13,7 @@ from typing import Any
 from deferred._supervisor import Supervisor
 from deferred._task import TaskHandle
 from deferred.inspector._counts import Counts
-from deferred.inspector._records import MOST_LINES, Ended, Line, Trace
+from deferred.inspector._records import MOST_LINES, Ended, Line, Trace, weight
 from deferred.inspector._stored import StoredWork
 
 __all__ = ["Memory"]
@@ -114,6 +114,12 @@ class Memory:
         if trace.settled is not None:
             self.size += trace.weight - before
         self._note(trace)
+
+    def _weighed(self, trace: Trace, ended: Ended) -> None:
+        """Count what a task takes, before it is kept."""
+        trace.size += weight(ended)
+        if trace.size > self._share:
+            trace.shrink(self._share)
 
     def weigh(self) -> None:
         """Let what goes on have its room: those that are over make it, and if that is not enough, details go."""

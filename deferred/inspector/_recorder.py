@@ -206,13 +206,9 @@ class Recorder(Memory):
             self._end_as(task, at, _OK, None)
             return
         work = task._work
-        name = task._name or task._options.name
-        if name is None:
-            name = work.__qualname__ if type(work) is FunctionType else task.name
-        elif len(name) > LONG:
-            name = shorten(name, LONG)
+        named = task._name or task._options.name
         ended = Ended(
-            name,
+            shorten(named, LONG) if named else work.__qualname__ if type(work) is FunctionType else task.name,
             task._code,
             task._instruction,
             task._created,
@@ -225,9 +221,7 @@ class Recorder(Memory):
         )
         if task._attempts > 1 or task._args or task._kwargs:
             self._complete(ended, task)
-            trace.size += weight(ended)
-            if trace.size > self._share:
-                trace.shrink(self._share)
+            self._weighed(trace, ended)
         known = trace.ended
         if known is None:
             trace.ended = [ended]

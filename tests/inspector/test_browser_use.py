@@ -219,11 +219,13 @@ def test_details_of_what_never_rests(served, browse):
 def test_what_is_opened_stays_in_sight(served, browse):
     """Beside the details the cards are narrower and taller: the one that was opened is scrolled to."""
     app = served()
-    app.visit(*(["/waituntil"] * 12))
+    path = "/api/a-name-that-leaves-no-room-for-the-times"
+    app.app.route(path)(app.app.handlers["/waituntil"])
+    app.visit(*([path] * 24))
     page = browse(app.url, width=1200)
-    done(page, "/waituntil")
-    card = page.locator(".card").nth(9)
-    card.scroll_into_view_if_needed()
+    done(page, path)
+    card = page.locator(".card").nth(20)
+    card.evaluate("(element) => element.scrollIntoView({ block: 'end' })")
     card.locator("a.go").click()
     expect(page.locator("#detail h2")).to_be_visible()
-    expect(page.locator(".card.chosen a.go")).to_be_in_viewport()
+    expect(page.locator(".card.chosen")).to_be_in_viewport(ratio=0.95)
