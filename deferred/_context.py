@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _get_unit = current_unit.get  # a method of an imported name is looked up anew for each call
 _NO_STEP: AbstractContextManager[None] = nullcontext()
+_KNOWING = (Execution.DEFERRED, Execution.DURABLE)  # durable work is refused any option, by a better message
 
 
 class DeferredContext(Registration):
@@ -124,6 +125,7 @@ class DeferredContext(Registration):
 
         Raises:
             TypeError: As `defer`; likewise the other errors, when awaited.
+            ValueError: The step would start before the outcome is known that its ``when`` asks for.
         """
         return self._run(check_callable(func), func, args, kwargs, _getframe(1))
 
@@ -132,6 +134,8 @@ class DeferredContext(Registration):
     ) -> TaskHandle[Any]:
         root = self._root or self
         execution = root.execution
+        if self._options.when != "always" and execution not in _KNOWING:
+            raise ValueError(_too_early(func, self._options.when))
         if execution is Execution.SEQUENTIAL:
             if running_loop() is None:
                 root._host.meet(None, func)  # says what is missing
@@ -300,9 +304,12 @@ def once_only(options: TaskOptions, defaults: TaskOptions, awaitable: object) ->
         raise TypeError(message)
     if options.when != "always":
         close_refused(awaitable)
-        message = (
-            f"{name_of(awaitable)} would start now, before the outcome is known, so when={options.when!r} "
-            "cannot hold. Use `defer(func, ...)`, which starts after the response"
-        )
-        raise ValueError(message)
+        raise ValueError(_too_early(awaitable, options.when))
     return options.overlay(retry=None)
+
+
+def _too_early(work: object, when: str) -> str:
+    return (
+        f"{name_of(work)} would start now, before the outcome is known, so when={when!r} "
+        "cannot hold. Use `defer(func, ...)`, which starts after the response"
+    )

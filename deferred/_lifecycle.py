@@ -98,7 +98,7 @@ class Lifecycle:
             if launcher.why is None:
                 self._durable.serve, served = False, self._durable.serve
                 try:
-                    await self._wind_up(launcher.timeout)
+                    await self._wind_up(launcher.timeout, current_task())
                 finally:
                     self._durable.serve = served
                 if launcher.tasks:  # a hook has registered work as it was told of the end
@@ -133,9 +133,12 @@ class Lifecycle:
         Returns:
             What was achieved; it has been told to the hooks (the log among them) before.
         """
+        limit = self._launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
+        return await self._join_or_lead(limit, current_task())
+
+    async def _join_or_lead(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
+        """Drain for `me`, the task that drains, if one does."""
         launcher = self._launcher
-        limit = launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        me = current_task()
         if self._draining is not None:
             if me is None:
                 return await self._join(limit)
@@ -144,13 +147,13 @@ class Lifecycle:
             return await self._drain_once(rest, me)
         return await self._lead(limit, me)
 
-    async def _wind_up(self, limit: float) -> DrainReport:
+    async def _wind_up(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
         """Drain as a part of an end that must be over in time: a drain under way is given no more than `limit`."""
         launcher = self._launcher
         if self._drain is not None:
             self._drain.hasten(launcher.now() + limit)
             launcher.deadline = self._drain.deadline
-        return await self.drain(limit)
+        return await self._join_or_lead(limit, me)
 
     async def _join(self, limit: float) -> DrainReport:
         """Wait for the drain under way; take its place if it is cancelled."""
@@ -187,7 +190,7 @@ class Lifecycle:
         try:
             async with asyncio.TaskGroup() as children:
                 for child in self._adopted:
-                    children.create_task(child._wind_up(limit))
+                    children.create_task(child._wind_up(limit, me))
                 # In this very task: one that is cancelled before its first step would record nothing.
                 await drain.run(launcher.cancel, launcher.settle, launcher.drains_of)
             stored = await self._durable.hand_over(drain.lost, launcher.grace)

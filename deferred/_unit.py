@@ -244,6 +244,8 @@ class UnitOfWork:
         Args:
             error: The exception that ended it, if one did.
         """
+        if self._ended:
+            return
         if self._error is None and not self._decided:
             self._error = error
         if not self._closed:

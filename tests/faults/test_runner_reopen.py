@@ -8,6 +8,8 @@ import threading
 import pytest
 
 from deferred import (
+    ContextClosed,
+    ContextSettled,
     EventLoopError,
     Limit,
     Supervisor,
@@ -216,6 +218,21 @@ class TestAgain:
             assert type(answer) is EventLoopError
             assert await settled(handle) == [TaskState.SUCCEEDED]
 
+    async def test_a_context_drained_on_another_loop(self):
+        """A41: to drain a context on another loop than its work runs on is refused, by both loops."""
+        async with Supervisor() as supervisor:
+            with supervisor.context() as empty:
+                pass
+            release = asyncio.Event()
+            with supervisor.context() as ctx:
+                ctx.defer(release.wait)
+            answer = await asyncio.to_thread(lambda: asyncio.run(outcome_of(ctx.drained())))
+            assert type(answer) is EventLoopError
+            assert str(answer).count(" at 0x") == 2
+            assert (await asyncio.to_thread(lambda: asyncio.run(empty.drained()))).finished == 0
+            release.set()
+            assert (await ctx.drained()).finished == 1
+
 
 class TestThreads:
     async def test_registering_while_it_drains(self):
@@ -334,6 +351,20 @@ class TestScopes:
                 first.set()
                 await until(lambda: not ctx.pending)  # noqa: B023  # called here
         assert len(ran) == 20 * 2 * 50
+
+    async def test_ended_twice(self):
+        """CL-01: a unit of work that is ended by hand inside its block has closed and settled once."""
+        told = Told()
+        async with Supervisor(hooks=[told]) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.defer(fine)
+                ctx.end()
+                await idle(supervisor)
+                assert ctx.closed
+        assert [type(event) for event in told.seen if isinstance(event, ContextClosed | ContextSettled)] == [
+            ContextClosed,
+            ContextSettled,
+        ]
 
     async def test_nested(self):
         """B38: contexts nest: each takes its own work, and wrapped functions drain theirs before they return."""

@@ -133,7 +133,8 @@ class Machine(RuleBasedStateMachine):
         early = early or execution is Execution.SEQUENTIAL
         ctx.route = execution
         view = ctx.with_options(name=name, timeout=timeout, middleware=[layer] * layers)
-        if way != "wait_until":  # which starts before the outcome is known
+        if way in ("defer", "function", "thread") or (way == "run" and execution in (None, Execution.DEFERRED)):
+            # All else starts before the outcome is known.
             view = view.with_options(when=when)
         items = []
         if execution is Execution.SEQUENTIAL:

@@ -202,3 +202,23 @@ def test_a_wait_between_attempts_in_a_drain_that_is_hastened():
         assert (await outcome_of(long)).failed == 1
 
     run(main())
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 100}])
+@pytest.mark.parametrize("who", ["outer", "inner"])
+def test_a_task_drains_a_mounted_app_as_well(who, options):
+    """S7, S11: a task may drain the app that its own is mounted in, or the reverse, and waits for all but itself."""
+
+    async def main():
+        outer, inner = Supervisor(), Supervisor()
+        outer.adopt(inner)
+        async with outer:
+            with {"outer": outer, "inner": inner}[who].context() as ctx:
+                handle = ctx.with_options(**options).defer(outer.drain)
+            for supervisor in (outer, inner):
+                with supervisor.context() as ctx:
+                    ctx.defer(asyncio.sleep, 3)
+            await handle
+            assert now() == 3
+
+    run(main())

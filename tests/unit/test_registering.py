@@ -249,3 +249,21 @@ async def test_a_task_of_a_task_is_not_its_parent(inline):
     assert parent.name.endswith("outer")
     assert (itself, thread) == (task, None)
     assert launcher.dressed == 0
+
+
+@pytest.mark.parametrize("execution", [Execution.SEQUENTIAL, Execution.CONCURRENT, Execution.FIRE_AND_FORGET])
+@pytest.mark.parametrize("when", ["success", "error"])
+async def test_a_step_that_would_start_before_the_outcome(execution, when):
+    """S2, S5: a step that asks for an outcome is refused where the route starts it before, and never run regardless."""
+    ran = []
+    async with Supervisor() as supervisor:
+        with supervisor.context() as ctx:
+            ctx.route = execution
+            with pytest.raises(ValueError, match=rf"would start now, .* so when='{when}' cannot hold\. Use `defer"):
+                await ctx.with_options(when=when).run(ran.append, 1)
+            handle = ctx.with_options(when=when).defer(ran.append, 2)
+            ctx.route = Execution.DEFERRED
+            step = await ctx.with_options(when=when).run(ran.append, 3)
+            assert ctx.pending == 2
+    assert handle.state is step.state
+    assert sorted(ran) == ([2, 3] if when == "success" else [])
