@@ -34,7 +34,7 @@ LONGEST_TRACE = 3000
 """Characters of a traceback that are kept; the end of it, where the user's code is."""
 
 
-class Note(msgspec.Struct, omit_defaults=True):
+class Note(msgspec.Struct, omit_defaults=True, frozen=True):
     """What the next delivery has to know of the earlier ones.
 
     Attributes:
@@ -61,7 +61,9 @@ class Note(msgspec.Struct, omit_defaults=True):
 
     def begun(self, delivery: Delivery) -> Note:
         """Return the note as it is once an attempt begins."""
-        return self if self.since else msgspec.structs.replace(self, since=delivery.now)
+        if self.since:
+            return self
+        return Note(settled=self.settled, uncounted=self.uncounted, since=delivery.now, unknown=self.unknown)
 
     def crashes(self, delivery: Delivery) -> int:
         """Return how many earlier deliveries ended with their process."""
@@ -77,12 +79,16 @@ class Note(msgspec.Struct, omit_defaults=True):
         )
 
 
+_NONE = Note()
+_reader = msgspec.json.Decoder(Note)
+
+
 def read_note(text: str) -> Note:
     """Return the note that an engine kept; one that cannot be read is as good as none."""
     try:
-        return msgspec.json.decode(text, type=Note) if text else Note()
+        return _reader.decode(text) if text else _NONE
     except msgspec.DecodeError:
-        return Note()
+        return _NONE
 
 
 def verdict_of(task: TaskHandle[Any], note: Note, redelivery: Redelivery) -> Verdict:

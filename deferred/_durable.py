@@ -8,7 +8,6 @@ without an engine nothing here runs.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -249,19 +248,31 @@ class DurableWork:
             return self._bury(delivery, Dead("payload", str(error)))
         note = note.begun(delivery)
         redelivery = note.redelivery(delivery)
-        async with self._suspects.running(suspect=suspect):
-            handle = self._launch(task, delivery, args, kwargs, redelivery)
-            context: Any = handle._unit
+        if suspect:
+            async with self._suspects.alone():
+                handle = await self._run(task, delivery, args, kwargs, redelivery)
+        else:
+            self._suspects.begin()
             try:
-                await handle.settled()
-            except asyncio.CancelledError:  # by the engine, which has lost the job
-                self._launcher.cancel(handle, Outcome.CANCELLED_LEASE_LOST)
-                await handle.settled()
-                raise
+                handle = await self._run(task, delivery, args, kwargs, redelivery)
             finally:
-                context.end(handle.error)
+                self._suspects.end()
         verdict = verdict_of(handle, note, redelivery)
         return self._bury(delivery, verdict, handle.attempts) if isinstance(verdict, Dead) else verdict
+
+    async def _run(self, *delivered: Any) -> TaskHandle[Any]:
+        """Run a delivery to its end."""
+        handle = self._launch(*delivered)
+        context: Any = handle._unit
+        try:
+            await handle.settled()
+        except asyncio.CancelledError:  # by the engine, which has lost the job
+            self._launcher.cancel(handle, Outcome.CANCELLED_LEASE_LOST)
+            await handle.settled()
+            raise
+        finally:
+            context.end(handle.error)
+        return handle
 
     def _known(self) -> str:
         return ", ".join(self.registry.names) or "none"
@@ -275,7 +286,6 @@ class DurableWork:
         variables = copy_context()
         variables.run(current_unit.set, context)
         variables.run(running_task.set, None)
-        code = getattr(inspect.unwrap(task.func), "__code__", None)
         handle: TaskHandle[Any] = TaskHandle(
             task.kind,
             task.func,
@@ -284,7 +294,7 @@ class DurableWork:
             msgspec.structs.replace(task.options, name=task.name, redelivery=redelivery),
             context,
             variables,
-            code,
+            task.code,
             0,
             launcher.now(),
             True,
@@ -294,7 +304,7 @@ class DurableWork:
         launcher.slots.accept(handle)
         launcher.tasks.add(handle)
         context._pending += 1
-        launcher.launch(handle, eager=False)
+        launcher.launch(handle, eager=True)
         return handle
 
     def _bury(self, delivery: Delivery, verdict: Dead, attempts: int = 0) -> Dead:

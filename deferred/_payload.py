@@ -46,7 +46,7 @@ class Arguments:
         (('runner@example.org', 2), {})
     """
 
-    __slots__ = ("_decoder", "_name", "_signature")
+    __slots__ = ("_decoder", "_name", "_positional", "_signature")
 
     def __init__(self, func: Callable[..., Any], name: str) -> None:
         self._name = name
@@ -59,6 +59,10 @@ class Arguments:
                 "so that a worker finds the types to read the arguments with"
             )
             raise TypeError(message) from error
+        self._positional = all(
+            parameter.kind in {_P.POSITIONAL_ONLY, _P.POSITIONAL_OR_KEYWORD}
+            for parameter in self._signature.parameters.values()
+        )
         fields = [_field(parameter, hints.get(key, Any)) for key, parameter in self._signature.parameters.items()]
         try:
             kind = msgspec.defstruct(f"Arguments of {name}", fields, forbid_unknown_fields=True, kw_only=True)
@@ -141,6 +145,10 @@ class Arguments:
             PayloadError: It is no JSON, or does not fit the signature.
         """
         read = self._read(payload, "cannot be run with what was stored")
+        if self._positional:  # the short way
+            values = msgspec.structs.astuple(read)
+            if all(value is not UNSET for value in values):
+                return values, {}
         bound = inspect.BoundArguments(
             self._signature,
             {  # ordered, as every dict is

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, TypeAlias
 
 import msgspec
@@ -39,6 +40,7 @@ class RegisteredTask(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         queue: Which workers it is for.
         version: Of its arguments; counts up when they change.
         upgrade: Turns older arguments into those of this version.
+        code: The function's code, if it has any.
     """
 
     name: str
@@ -49,6 +51,7 @@ class RegisteredTask(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     queue: str
     version: int = 1
     upgrade: Upgrade | None = None
+    code: CodeType | None = None
 
     def headers(self) -> dict[str, str]:
         """Return the headers that say which version the arguments are."""
@@ -133,6 +136,7 @@ class Registry:
             queue=queue,
             version=version,
             upgrade=upgrade,
+            code=getattr(inspect.unwrap(func), "__code__", None),
         )
         self._names[name] = task
         self._functions[func] = task
@@ -208,8 +212,8 @@ def _check_version(version: object) -> None:
 
 
 def _version(headers: dict[str, str]) -> int:
-    text = headers.get(VERSION, "1")
-    return int(text) if text.isdecimal() else 1
+    text = headers.get(VERSION)
+    return int(text) if text is not None and text.isdecimal() else 1
 
 
 def _is_reload(old: Any, new: Any) -> bool:

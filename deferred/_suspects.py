@@ -40,18 +40,19 @@ class Suspects:
             return random.uniform(2 * HUSH, 6 * HUSH)  # noqa: S311  # no secret
         return 0.0
 
+    def begin(self) -> None:
+        """Count a delivery of no suspect, as long as it runs."""
+        self._running += 1
+
+    def end(self) -> None:
+        """Take back `begin`."""
+        self._running -= 1
+        if self._over is not None and not self._running:
+            self._over.set()
+
     @contextlib.asynccontextmanager
-    async def running(self, *, suspect: bool) -> AsyncGenerator[None]:
-        """Count a delivery as long as it runs; one of a suspect begins when it is alone."""
-        if not suspect:
-            self._running += 1
-            try:
-                yield
-            finally:
-                self._running -= 1
-                if self._over is not None and not self._running:
-                    self._over.set()
-            return
+    async def alone(self) -> AsyncGenerator[None]:
+        """Begin when nobody else runs, and keep others out for a while."""
         self._trial = self._quiet = True
         timer: asyncio.TimerHandle | None = None
         try:

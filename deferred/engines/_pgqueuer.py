@@ -18,8 +18,9 @@ import msgspec
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver, Relay
 from pgqueuer.adapters.persistence.queries import Queries
 from pgqueuer.domain.models import Job as Row
-from pgqueuer.domain.types import JobId, QueueManagerId
+from pgqueuer.domain.types import JobId, QueueEntrypoint, QueueManagerId
 from pgqueuer.ports.driver import NotifyCallback
+from pgqueuer.ports.repository import EntrypointExecutionParameter
 
 from deferred.engines._leases import Leases
 from deferred.engines._protocol import Dead, Job, RetryIn
@@ -51,6 +52,9 @@ LOST: tuple[type[Exception], ...] = (
 )
 """What asyncpg raises when the database is away, or refuses; the last where it is cut off at the wrong moment."""
 
+CLAIMED = "SELECT * FROM claimed"
+"""How PgQueuer's statement that claims ends, but for the order."""
+
 AGAIN = 0.2
 """Seconds between tries to write a verdict down while the database is away."""
 
@@ -79,7 +83,17 @@ insert into @log (job_id, status, entrypoint, priority, traceback)
 select id, status, entrypoint, priority, $4::jsonb from settled
 """
 _CHOSEN = "status = 'failed' and headers ? 'deferred' and headers->'deferred'->>'id' = any($1::text[])"
+# Of a claimed row, as the log was before. One that nobody has touched is claimed for the first time.
+_NUMBER = """
+1 + case when (select created = updated from @queue q where q.id = claimed.id) then 0 else (
+    select count(*) filter (where status = 'picked') - count(*) filter (where traceback->>'uncounted' is not null)
+    from @log l
+    where job_id = claimed.id
+        and id > coalesce((select max(id) from @log f where f.job_id = claimed.id and f.status = 'failed'), 0)
+) end
+"""
 _STATEMENTS = {
+    "number": "@number",
     # What PgQueuer's own does, for one job without a key, in half the time.
     "insert": """
 with stored as (
@@ -119,14 +133,8 @@ with finished as (
 )
 insert into @log (job_id, status, entrypoint, priority) select id, 'successful', entrypoint, priority from finished
 """,
-    "numbers": """
-select job_id,
-    count(*) filter (where status = 'picked') - count(*) filter (where traceback->>'uncounted' is not null) as number
-from @log l
-where job_id = any($1::bigint[])
-    and id > coalesce((select max(id) from @log f where f.job_id = l.job_id and f.status = 'failed'), 0)
-group by job_id
-""",
+    # The same for rows whose claim is in the log, and counts.
+    "numbers": "select id, @number - 1 as number from @queue claimed where id = any($1::bigint[])",
     "known": """
 select headers->'deferred'->>'id' as id from @queue where headers->'deferred'->>'id' = any($1::text[])
 """,
@@ -175,6 +183,7 @@ class Statements:
         parts = {
             "@log_settled": _LOG_SETTLED,
             "@chosen": _CHOSEN,
+            "@number": _NUMBER,
             "@log": names.queue_table_log,
             "@queue": names.queue_table,
         }
@@ -188,6 +197,20 @@ class Statements:
     def __getitem__(self, name: str) -> str:
         """Return a statement."""
         return self._texts[name]
+
+    def numbered(self, claim: str) -> str | None:
+        """Return PgQueuer's statement that claims, with the number of the delivery beside each row.
+
+        None where it does not end as we know it: another statement asks for the numbers then.
+        """
+        text = self._texts.get(claim)
+        if text is None:
+            head, end, tail = claim.rpartition(CLAIMED)
+            if not end:
+                return None
+            parts = (head, "SELECT claimed.*, ", self["number"], " AS number FROM claimed", tail)
+            text = self._texts[claim] = "".join(parts)
+        return text
 
 
 class Driver(AsyncpgPoolDriver):
@@ -256,18 +279,35 @@ class Store(Queries):
         self.leases = Leases(lease, self._renew, tell)
         self.manager: QueueManagerId | None = None
 
-    async def dequeue(self, *args: Any, **kwargs: Any) -> list[Row]:
-        """Claim jobs, and look up which deliveries these are."""
+    async def dequeue(
+        self,
+        batch_size: int,
+        entrypoints: dict[QueueEntrypoint, EntrypointExecutionParameter],
+        queue_manager_id: QueueManagerId,
+        global_concurrency_limit: int | None,
+        heartbeat_timeout: timedelta,
+    ) -> list[Row]:
+        """Claim jobs, and learn which deliveries these are."""
         since = asyncio.get_running_loop().time()
-        rows = await super().dequeue(*args, **kwargs)
+        query = self.qbq.build_dequeue_query(
+            batch_size=batch_size,
+            entrypoints=list(entrypoints),
+            concurrency_limits=[entrypoint.concurrency_limit for entrypoint in entrypoints.values()],
+            queue_manager_id=queue_manager_id,
+            global_concurrency_limit=global_concurrency_limit,
+            heartbeat_timeout=heartbeat_timeout,
+        )
+        numbered = self._statements.numbered(query.sql)
+        found = await self.driver.fetch(numbered or query.sql, *query.args)
+        numbers = found
+        if found and numbered is None:
+            numbers = await self.driver.fetch(self._statements["numbers"], [each["id"] for each in found])
         # One that its manager runs is not run again: an own claim of what had run out is a renewal.
-        fresh = [row for row in rows if not self.leases.renewed(row.id, since)]
-        if fresh:
-            found = await self.driver.fetch(self._statements["numbers"], [row.id for row in fresh])
-            numbers = {int(str(each["job_id"])): int(str(each["number"])) for each in found}
-            for row in fresh:
-                self._claims[row.id] = Claim(since, numbers.get(row.id, row.attempts + 1))
-        return rows
+        for each in numbers:
+            key = int(str(each["id"]))
+            if not self.leases.renewed(key, since):
+                self._claims[key] = Claim(since, int(str(each["number"])))
+        return [Row.model_validate(each) for each in found]
 
     def claim(self, row: Row) -> Claim:
         """Return what is known of a row that was claimed; once."""

@@ -1,6 +1,7 @@
 """Who is tried, alone, and who is turned away meanwhile."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -11,10 +12,20 @@ pytestmark = pytest.mark.looptime
 
 async def hold(suspects, seconds, *, suspect=False, log=None):
     """Run a delivery that takes so long; note when it begins."""
-    async with suspects.running(suspect=suspect):
+    async with suspects.alone() if suspect else beside(suspects):
         if log is not None:
             log.append(asyncio.get_running_loop().time())
         await asyncio.sleep(seconds)
+
+
+@contextlib.asynccontextmanager
+async def beside(suspects):
+    """Count a delivery of no suspect."""
+    suspects.begin()
+    try:
+        yield
+    finally:
+        suspects.end()
 
 
 async def test_without_suspects_everybody_is_let_in():

@@ -452,6 +452,22 @@ async def test_claims_do_not_look_through_what_has_finished(engine, postgres_url
             "select number, 'successful', 'deferred', 0 from generate_series(1000000, 1100000) number"
         )
         await admin.execute("analyze pgqueuer_log")
-        plan = await admin.fetch("explain " + engine._sql["numbers"].replace("$1", "'{1,2,3}'"))
-    assert not any("Seq Scan" in row[0] for row in plan)
+        plan = await admin.fetch(f"explain select id, {engine._sql['number']} from pgqueuer claimed")
+    assert not any("Seq Scan on pgqueuer_log" in row[0] for row in plan)
     assert any("pgqueuer_log_job_id" in row[0] for row in plan)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_deliveries_are_numbered_by_their_claim(engine, monkeypatch, known):
+    """The claim itself says which delivery it is; with a PgQueuer that claims otherwise a query says the same."""
+    if not known:
+        monkeypatch.setattr("deferred.engines._pgqueuer.CLAIMED", "select what is not there")
+    await engine.enqueue([job()])
+    async with Worker(engine, lambda d: RetryIn(0.0, "again") if d.number < 3 else Dead("failed")) as worker:
+        assert [delivery.number for delivery in await worker.all(3)] == [1, 2, 3]
+        await until_settled(engine)
+        (letter,) = await engine.dead()
+        await engine.requeue([letter.id])
+        assert [delivery.number for delivery in await worker.all(3)] == [1, 2, 3]
+        await until_settled(engine)
+    assert any(text.startswith("WITH") for text in engine._sql._texts) is known

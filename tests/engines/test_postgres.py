@@ -183,8 +183,9 @@ async def test_a_database_that_is_down_is_an_error_in_time(engine, postgres_serv
     assert (await engine.depth()).waiting == 1
 
 
-async def test_work_goes_on_after_a_restart(engine, postgres_server, caplog):
+async def test_work_goes_on_after_a_restart(postgres_url, postgres_server, caplog):
     """After an immediate restart what ran is finished, what was stored is run, and notifications come. D14."""
+    engine = PostgresEngine(postgres_url, lease=30.0, poll=60.0)  # the restart is shorter than the lease
     await engine.enqueue([job("running")])
     worker = Worker(engine)
     worker.hold.clear()
@@ -198,6 +199,7 @@ async def test_work_goes_on_after_a_restart(engine, postgres_server, caplog):
             assert (await worker.next()).name == "later"
         await until_settled(engine)
         assert worker.delivered.empty()
+    await engine.close()
     messages = [record.getMessage() for record in caplog.records if record.name == "deferred"]
     assert any("is tried again" in message for message in messages)
     assert not any("postgres:" in message for message in messages)  # neither user nor password

@@ -39,7 +39,7 @@ async def test_a_trial_that_is_broken_off():
     suspects = Suspects()
 
     async def trial():
-        async with suspects.running(suspect=True):
+        async with suspects.alone():
             raise AssertionError
 
     trying = asyncio.ensure_future(trial())
