@@ -61,7 +61,10 @@ class Findings:
         return [event for event in mine if _unseen(event) and not self._expected(event.error)]
 
     def _expected(self, error: BaseException) -> bool:
-        return isinstance(error, self.allowed) or any(error is injected for injected in self.injected)
+        if isinstance(error, self.allowed) or any(error is injected for injected in self.injected):
+            return True
+        members: tuple[BaseException, ...] = error.exceptions if isinstance(error, BaseExceptionGroup) else ()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # of anything
+        return bool(members) and all(map(self._expected, members))
 
     def take_lost(self, unit: Unit | None = None) -> list[str]:
         """Return what did not come to its end, a text each, once."""

@@ -258,7 +258,11 @@ async def test_a_wait_between_attempts_can_be_cancelled():
 
 
 async def test_errors_that_are_allowed_are_not_raised():
-    """By their classes; others are."""
+    """By their classes, a group by those of all its members; others are."""
+
+    async def boom_in_group(other):
+        raise ExceptionGroup("several", [BoomError(), ExceptionGroup("inner", [other()])])
+
     with Kit() as kit:
         kit.allow_errors(BoomError)
         async with kit.context():
@@ -267,6 +271,11 @@ async def test_errors_that_are_allowed_are_not_raised():
         with pytest.raises(KeyError):
             async with kit.context():
                 defer({}.__getitem__, "missing")
+        with pytest.raises(ExceptionGroup):
+            async with kit.context():
+                defer(boom_in_group, KeyError)
+        async with kit.context():
+            defer(boom_in_group, BoomError)
         kit.allow_errors()
         async with kit.context():
             defer({}.__getitem__, "missing")
