@@ -9,7 +9,7 @@ closes the connection under the next request.
 from __future__ import annotations
 
 from asyncio import _get_running_loop as running_loop
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from deferred._context import DeferredContext
 from deferred._current import current_context
@@ -27,7 +27,9 @@ __all__ = ["ASGIApp", "DeferredMiddleware", "Message", "Receive", "Scope", "Send
 KEY = "deferred.context"
 """Where the context lies in the scope: for frameworks that run handlers in contexts of their own."""
 
-_LIFETIMES = ("app", "request")
+Lifetime: TypeAlias = Literal["app", "request"]
+"""Whether work outlives the app call, or the app call stays open for it."""
+
 # Methods of an imported name are looked up anew for each call: these are used for each request.
 _set_unit, _reset_unit = current_unit.set, current_unit.reset
 
@@ -93,12 +95,10 @@ class DeferredMiddleware:
         app: ASGIApp,
         supervisor: Supervisor | None = None,
         *,
-        lifetime: Literal["app", "request"] = "app",
+        lifetime: Lifetime = "app",
         wait_until: WaitUntil | None = None,
     ) -> None:
-        if lifetime not in _LIFETIMES:
-            message = f"lifetime must be one of {', '.join(map(repr, _LIFETIMES))}, not {lifetime!r}"
-            raise ValueError(message)
+        check_lifetime(lifetime)
         if not callable(app):
             message = f"app must be an ASGI app, not {app!r}: `DeferredMiddleware(app, supervisor)`"
             raise TypeError(message)
@@ -179,6 +179,14 @@ class DeferredMiddleware:
             await self(scope, receive, send)
         finally:
             scope[KEY] = outer
+
+
+def check_lifetime(lifetime: Lifetime) -> Lifetime:
+    """Return how long an app call stays open, or refuse what is none of the two."""
+    if lifetime not in get_args(Lifetime):
+        message = f"lifetime must be one of {', '.join(map(repr, get_args(Lifetime)))}, not {lifetime!r}"
+        raise ValueError(message)
+    return lifetime
 
 
 def _label(scope: Scope) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
-from typing import Any, Literal, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import django
 import msgspec
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def get_asgi_application(
-    supervisor: Supervisor | None = None, *, lifetime: Literal["app", "request"] = "app"
+    supervisor: Supervisor | None = None, *, lifetime: asgi.Lifetime = "app"
 ) -> asgi.DeferredMiddleware:
     """Return Django's ASGI application, wrapped; use it in place of Django's own in ``asgi.py``.
 

@@ -52,6 +52,11 @@ class DeferredPlugin(InitPlugin, CLIPlugin):
     Args:
         supervisor: The owner of the work; one with default settings when None.
         dependency: The name that handlers get the context by.
+        lifetime: As in `deferred.integrations.asgi.DeferredMiddleware`.
+
+    Raises:
+        TypeError: `supervisor` is none.
+        ValueError: `dependency` is no name of a parameter, or `lifetime` is unknown.
 
     Example:
         >>> from litestar import Litestar, get
@@ -64,16 +69,23 @@ class DeferredPlugin(InitPlugin, CLIPlugin):
         >>> app = Litestar([index], plugins=[DeferredPlugin()])
     """
 
-    def __init__(self, supervisor: Supervisor | None = None, *, dependency: str = "ctx") -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor | None = None,
+        *,
+        dependency: str = "ctx",
+        lifetime: asgi.Lifetime = "app",
+    ) -> None:
         if not dependency.isidentifier() or keyword.iskeyword(dependency):
             message = f"dependency must be a name that a handler's parameter can have, not {dependency!r}"
             raise ValueError(message)
         self.supervisor: Supervisor = owner(supervisor)
         self._dependency = dependency
+        self._middleware = _Middleware(self.supervisor, lifetime)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Add the middleware, the dependency, the lifespan and the answer to a rejection."""
-        app_config.middleware.insert(0, _Middleware(self.supervisor))
+        app_config.middleware.insert(0, self._middleware)
         app_config.dependencies = dict(app_config.dependencies)
         app_config.dependencies.setdefault(self._dependency, Provide(_provide_context, sync_to_thread=False))
         config: Any = app_config  # its own types are generic in what the app stores
@@ -106,14 +118,19 @@ class DeferredPlugin(InitPlugin, CLIPlugin):
 
 
 class _Middleware(ASGIMiddleware):
-    """The ASGI middleware in the types that Litestar checks."""
+    """The ASGI middleware in the types that Litestar checks. Lives as long as its plugin."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, lifetime: asgi.Lifetime) -> None:
         self._supervisor = supervisor
+        self._lifetime: asgi.Lifetime = asgi.check_lifetime(lifetime)
+        self._made: dict[ASGIApp, _Answering] = {}  # one for each route handler, not for each request
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Serve one request or websocket."""
-        app = _Answering(cast("asgi.ASGIApp", next_app), self._supervisor)
+        app = self._made.get(next_app)
+        if app is None:
+            app = _Answering(cast("asgi.ASGIApp", next_app), self._supervisor, lifetime=self._lifetime)
+            self._made[next_app] = app
         await app(cast("asgi.Scope", scope), cast("asgi.Receive", receive), cast("asgi.Send", send))
 
 

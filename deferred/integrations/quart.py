@@ -35,6 +35,11 @@ class DeferredQuart:
     Args:
         app: The app, or None to call `init_app` later.
         supervisor: The owner of the work; one with default settings when None.
+        lifetime: As in `deferred.integrations.asgi.DeferredMiddleware`.
+
+    Raises:
+        TypeError: `app` is no Quart app, or `supervisor` no supervisor.
+        ValueError: `lifetime` is unknown; or as `init_app`.
 
     Example:
         >>> from quart import Quart
@@ -47,8 +52,11 @@ class DeferredQuart:
         ...     return "now"
     """
 
-    def __init__(self, app: Quart | None = None, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self, app: Quart | None = None, supervisor: Supervisor | None = None, *, lifetime: asgi.Lifetime = "app"
+    ) -> None:
         self.supervisor: Supervisor = owner(supervisor)
+        self._lifetime: asgi.Lifetime = asgi.check_lifetime(lifetime)
         if app is not None:
             self.init_app(app)
 
@@ -56,8 +64,12 @@ class DeferredQuart:
         """Put the extension on `app`; once, however often it is called.
 
         Raises:
+            TypeError: `app` is no Quart app.
             ValueError: The app has the extension already, with another supervisor.
         """
+        if not isinstance(app, Quart):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            message = f"app must be a Quart app, not {app!r}: `DeferredQuart(app, supervisor)`"
+            raise TypeError(message)
         installed: DeferredQuart | None = app.extensions.get(_EXTENSION)
         if installed is not None:
             if installed.supervisor is not self.supervisor:
@@ -69,7 +81,7 @@ class DeferredQuart:
             return
         app.extensions[_EXTENSION] = self
         asgi_app: Any = app  # Quart speaks ASGI in the types of a server
-        asgi_app.asgi_app = asgi.DeferredMiddleware(asgi_app.asgi_app, self.supervisor)
+        asgi_app.asgi_app = asgi.DeferredMiddleware(asgi_app.asgi_app, self.supervisor, lifetime=self._lifetime)
         answers = app.error_handler_spec[None][None]
         answers.setdefault(TaskRejectedError, _answer_rejection)
         answers.setdefault(ExceptionGroup, _answer_group)

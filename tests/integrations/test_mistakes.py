@@ -33,6 +33,13 @@ def test_a_supervisor_in_the_place_of_the_app_is_refused():
         DeferredMiddleware(Supervisor())
 
 
+@pytest.mark.parametrize("wrong", ["app", Supervisor()])
+def test_what_is_no_app_of_quart_is_refused(wrong):
+    """The supervisor alone, say: the message shows the order."""
+    with pytest.raises(TypeError, match=r"`DeferredQuart\(app, supervisor\)`"):
+        DeferredQuart(wrong)
+
+
 @pytest.mark.parametrize("wrong", [None, web.Application])
 def test_what_is_no_application_of_aiohttp_is_refused(wrong):
     """The class instead of its instance is a TypeError with a name for what is wanted."""
