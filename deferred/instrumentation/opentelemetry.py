@@ -222,18 +222,12 @@ class TracingHook:
         opened = self._open.pop(task, None)
         if opened is None:
             return  # it never started
-        for span in (opened.attempt, opened.span):
-            if span is not None:
-                span.set_attribute("deferred.outcome", outcome.value)
-                if delay is not None:
-                    span.set_attribute("deferred.retry_delay", delay)
-                if error is not None:
-                    _blame(span, error)
-                elif outcome is not Outcome.SUCCEEDED:
-                    span.set_status(Status(StatusCode.ERROR, outcome.value))
-                span.end()
-        if task.execution is Execution.SEQUENTIAL:  # it ran in the variables of the handler
-            otel_context.detach(opened.token)
+        with contextlib.ExitStack() as rest:  # each is done, whatever a processor of the application's raises
+            if task.execution is Execution.SEQUENTIAL:  # it ran in the variables of the handler
+                rest.callback(otel_context.detach, opened.token)
+            rest.callback(_finish, opened.span, outcome, error, delay)
+            if opened.attempt is not None:
+                rest.callback(_finish, opened.attempt, outcome, error, delay)
 
     # -- steps ------------------------------------------------------------------------------
 
@@ -245,6 +239,17 @@ class TracingHook:
         if event.error is not None:
             _blame(span, event.error)
         span.end(now)
+
+
+def _finish(span: Span, outcome: Outcome, error: BaseException | None, delay: float | None) -> None:
+    span.set_attribute("deferred.outcome", outcome.value)
+    if delay is not None:
+        span.set_attribute("deferred.retry_delay", delay)
+    if error is not None:
+        _blame(span, error)
+    elif outcome is not Outcome.SUCCEEDED:
+        span.set_status(Status(StatusCode.ERROR, outcome.value))
+    span.end()
 
 
 def _blame(span: Span, error: BaseException) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ ENDPOINT = "http://localhost:8788/v1/traces"
 _SCOPE = "fpx-tracer"
 _SECRET = ("authorization", "cookie", "api-key", "apikey", "token", "secret", "password", "real-ip", "forwarded-for")
 _REDACTED = "REDACTED"
+_LONGEST_INTEGER = 2**53  # beyond it a reader's numbers are others
 _METHOD = ("http.request.method", "http.method")
 _STATUS = ("http.response.status_code", "http.status_code")
 _URL = ("url.full", "http.url")
@@ -107,12 +109,17 @@ class StudioLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Add the line to the current span."""
         span = trace.get_current_span()
-        if span.is_recording():
+        if not span.is_recording():
+            return
+        try:
             arguments = record.args if isinstance(record.args, tuple) else (record.args,)
-            shown = msgspec.json.encode([repr(argument) for argument in arguments if argument is not None]).decode()
-            level = record.levelname.lower()
-            message = record.getMessage()
-            span.add_event("log", {"message": message, "level": level, "arguments": shown})
+            texts = [_text(repr(argument)) for argument in arguments if argument is not None]
+            message = _text(record.getMessage())
+        except Exception:  # noqa: BLE001  # arguments of anybody's: whoever writes a line is not to hear of it
+            self.handleError(record)
+            return
+        shown = msgspec.json.encode(texts).decode()
+        span.add_event("log", {"message": message, "level": record.levelname.lower(), "arguments": shown})
 
 
 # -- the shape that Studio takes ------------------------------------------------------------
@@ -140,14 +147,14 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
         "traceId": trace.format_trace_id(context.trace_id),
         "spanId": trace.format_span_id(context.span_id),
         **({"parentSpanId": trace.format_span_id(span.parent.span_id)} if span.parent and not root else {}),
-        "name": "request" if root else span.name,
+        "name": "request" if root else _text(span.name),
         "kind": span.kind.value + 1,  # OTLP counts from 1
         "startTimeUnixNano": str(span.start_time),
         "endTimeUnixNano": str(span.end_time),
         "attributes": list(_attributes(attributes)),
         "events": [
             {
-                "name": event.name,
+                "name": _text(event.name),
                 "timeUnixNano": str(event.timestamp),
                 "attributes": list(_attributes(event.attributes or {})),
             }
@@ -162,7 +169,7 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
             }
             for link in span.links
         ],
-        "status": {"code": span.status.status_code.value, "message": span.status.description or ""},
+        "status": {"code": span.status.status_code.value, "message": _text(span.status.description or "")},
     }
 
 
@@ -183,7 +190,12 @@ def _request(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _attributes(attributes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name, value in attributes.items():
-        yield {"key": name, "value": _value(name, value)}
+        yield {"key": _text(name), "value": _value(name, value)}
+
+
+def _text(text: str) -> str:
+    """Return a text that can be sent: half a character, as in file names of other encodings, as what it is."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _value(name: str, value: Any) -> dict[str, Any]:  # of an attribute
@@ -191,9 +203,15 @@ def _value(name: str, value: Any) -> dict[str, Any]:  # of an attribute
     plain = name.lower().replace("_", "-")
     if any(secret in plain for secret in _SECRET):
         return {"stringValue": _REDACTED}
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        shown = msgspec.json.encode(value, enc_hook=repr).decode()
-        return {"stringValue": shown}
-    if isinstance(value, int):
+    if isinstance(value, str):
+        return {"stringValue": _text(value)}
+    if isinstance(value, float) and math.isfinite(value):
+        return {"doubleValue": value}
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LONGEST_INTEGER:
         return {"intValue": value}
-    return {"stringValue": value} if isinstance(value, str) else {"doubleValue": value}
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return {"stringValue": repr(value)}  # JSON has no such number
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        values: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType]  # of an attribute
+        value = [_text(each) if isinstance(each, str) else each for each in values]
+    return {"stringValue": msgspec.json.encode(value, enc_hook=repr).decode()}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import threading
 
@@ -13,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
-from opentelemetry.trace import Link, SpanKind
+from opentelemetry.trace import Link, SpanKind, StatusCode
 
 from deferred import Retry, Supervisor, current_context, defer
 from deferred.instrumentation.opentelemetry import TracingHook
@@ -203,6 +204,51 @@ def test_no_boolean_and_no_array_leaves(studio):
         "share": {"doubleValue": 0.5},
         "text": {"stringValue": "t"},
     }
+
+
+def test_what_json_cannot_say_is_sent_as_text(studio):
+    """SX-04, SX-16: no null, no number that a reader rounds, and half a character is shown as what it is."""
+    endpoint, told = studio
+    attributes = {"nan": math.nan, "endless": -math.inf, "long": 2**60, "half": "f\udcff", "halves": ["f\udcff", "g"]}
+    provider = provider_for(endpoint)
+    span = provider.get_tracer("app").start_span("one\udcff", attributes=attributes)
+    span.add_event("said\udcff", {"text": "\udcff"})
+    span.set_status(StatusCode.ERROR, "why\udcff")
+    span.end()
+    provider.shutdown()
+    assert values_of(spans_of(told[0].body)["one\\udcff"]) == {
+        "nan": "nan",
+        "endless": "-inf",
+        "long": str(2**60),
+        "half": "f\\udcff",
+        "halves": '["f\\\\udcff","g"]',
+    }
+
+
+class Unspeakable:
+    """What cannot be shown."""
+
+    def __repr__(self):
+        """Fail."""
+        raise BoomError
+
+
+@pytest.mark.parametrize("arguments", [("%d", "one"), ("%s %s", 1), ("%s", Unspeakable())])
+def test_a_line_that_cannot_be_written_breaks_nothing(monkeypatch, arguments):
+    """DF-07, A09: whoever logs is not told of it; the logging module says what failed, as for every handler."""
+    failed = []
+    handler = StudioLogHandler()
+    monkeypatch.setattr(handler, "handleError", failed.append)
+    logger = logging.getLogger("tests.unspeakable")
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(handler)
+    try:
+        with TracerProvider().get_tracer("app").start_as_current_span("one") as span:
+            logger.warning(*arguments)
+            assert span.events == ()
+    finally:
+        logger.removeHandler(handler)
+    assert [record.msg for record in failed] == [arguments[0]]
 
 
 def test_links_carry_a_trace_state(studio):

@@ -8,6 +8,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 
 from deferred import Retry, Supervisor, TaskRejectedError
+from deferred.instrumentation import _measures
 from deferred.instrumentation._measures import Kind, Measured
 from deferred.instrumentation.opentelemetry import MetricsHook
 from deferred.instrumentation.prometheus import PrometheusHook
@@ -151,6 +152,26 @@ async def test_drains(meter):
     count, total = meter.read(Measured.DRAIN_DURATION)
     assert (count, total) == (1, pytest.approx(6))
     assert meter.read(Measured.DURATION, outcome="abandoned")[0] == 1
+
+
+async def test_names_without_end_are_counted_together(meter, monkeypatch):
+    """E20: names that are made of what a request brought along do not become a time series each, and add up."""
+    monkeypatch.setattr(_measures, "MOST_NAMES", 3)
+    kinds = [type(f"Error{number}", (Exception,), {}) for number in range(6)]
+
+    async def fail(kind):
+        raise kind
+
+    async with Supervisor(hooks=[meter.hook]) as supervisor:
+        for number in range(6):
+            with supervisor.context() as ctx:
+                ctx.with_options(name=f"mail {number}").defer(fail, kinds[number])
+            await supervisor.drain()
+    labels = {"execution": "deferred", "outcome": "failed"}
+    assert meter.read(Measured.DURATION, **labels, task_name="mail 2", error_type="Error2")[0] == 1
+    assert meter.read(Measured.DURATION, **labels, task_name="(others)", error_type="(others)")[0] == 3
+    assert meter.read(Measured.PENDING, task_name="(others)") == 0
+    assert meter.read(Measured.ACTIVE, task_name="(others)") == 0
 
 
 async def test_installed_late_it_shows_no_negative_numbers(meter):

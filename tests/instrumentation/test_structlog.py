@@ -1,12 +1,14 @@
 """Events as structlog's entries, and the task bound to what its work logs."""
 
 import asyncio
+import contextlib
 
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from deferred import Retry, Supervisor, TaskRejectedError
+from deferred import Retry, Supervisor, TaskRejectedError, current_context, sequential
+from deferred.engines.memory import MemoryEngine
 from deferred.instrumentation.structlog import StructlogHook
 
 pytestmark = pytest.mark.looptime
@@ -43,6 +45,56 @@ async def test_a_task_is_bound_to_its_lines():
     assert (inside["task_id"], inside["request_id"], inside["attempt"]) == (handle.id, ctx.id, 1)
     assert "task" not in handler
     assert "task" not in drained
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_handler_gets_its_variables_back(fails):
+    """WD-39: work that a sequential route waits for leaves nothing bound, however often it was tried."""
+    seen = []
+    left = [BoomError()] * (3 if fails else 1)
+
+    async def work():
+        seen.append(structlog.contextvars.get_contextvars())
+        if left:
+            raise left.pop()
+
+    hook = StructlogHook()
+
+    @sequential
+    async def handler():
+        structlog.contextvars.bind_contextvars(task="the handler's own")
+        retry = Retry(on=BoomError, attempts=2, wait_jitter=0)
+        with contextlib.suppress(BoomError):
+            await current_context().with_options(name="mail", retry=retry).run(work)
+        seen.append(structlog.contextvars.get_contextvars())
+
+    with capture_logs():
+        async with Supervisor(hooks=[hook]) as supervisor:
+            await supervisor.wrap(handler)()
+    *attempts, after = seen
+    assert [(each["task"], each["attempt"]) for each in attempts] == [("mail", 1), ("mail", 2)]
+    assert after == {"task": "the handler's own"}
+    assert hook._inline == {}
+
+
+async def test_a_dead_letter_is_an_entry():
+    """S15: a job that is given up is an entry, with its reason and the first line of its error."""
+    with capture_logs() as logs:
+        supervisor = Supervisor(hooks=[StructlogHook()], engine=MemoryEngine())
+
+        @supervisor.task("mail")
+        async def mail():
+            message = "550 no such user\nat all"
+            raise BoomError(message)
+
+        async with supervisor:
+            with supervisor.context() as ctx:
+                job = await ctx.enqueue(mail)
+            while not any(entry["event"] == "dead letter" for entry in logs):
+                await asyncio.sleep(0.1)
+    (dead,) = (entry for entry in logs if entry["event"] == "dead letter")
+    assert (dead["task"], dead["task_id"], dead["log_level"]) == ("mail", job, "error")
+    assert dead["error"].endswith("550 no such user")
 
 
 async def test_every_ending_is_an_entry():

@@ -6,10 +6,13 @@ import threading
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from deferred import NonRetryableError, Retry, Supervisor, defer, sequential
-from deferred.instrumentation.opentelemetry import TracingHook
+from deferred import NonRetryableError, Retry, Supervisor, current_context, defer, sequential
+from deferred.instrumentation.opentelemetry import _CARRIED, MetricsHook, TracingHook
 
 pytestmark = pytest.mark.looptime
 
@@ -337,3 +340,63 @@ def test_outside_a_request_nothing_is_traced(provider, exporter):
     """WD-37: a hook that hears of no task makes no span."""
     TracingHook(provider)
     assert exporter.get_finished_spans() == ()
+
+
+class Breaks(SpanProcessor):
+    """A processor of the application's that fails at the end of some spans. Lives as long as a test."""
+
+    def __init__(self, *names):
+        self.names = names
+
+    def on_end(self, span):
+        """Fail, for these."""
+        if span.name in self.names:
+            raise BoomError
+
+
+@pytest.mark.parametrize("broken", ["attempt 2", "mail"])
+async def test_a_span_that_cannot_end_keeps_no_other_open(exporter, provider, caplog, broken):
+    """DF-07: the work goes on, the other spans end, and the handler's context is as it was."""
+    provider.add_span_processor(Breaks(broken))
+    left = [BoomError()]
+    after = []
+
+    async def work():
+        if left:
+            raise left.pop()
+
+    @sequential
+    async def handler():
+        retry = Retry(on=BoomError, attempts=2, wait_jitter=0)
+        await current_context().with_options(name="mail", retry=retry).run(work)
+        after.append(trace.get_current_span())
+
+    hook = TracingHook(provider)
+    async with Supervisor(hooks=[hook]) as supervisor:
+        await supervisor.wrap(handler)()
+    assert set(by_name(exporter)) == {"attempt 1", "attempt 2", "mail"}
+    assert after == [trace.INVALID_SPAN]
+    assert hook._open == {}
+    assert "it is contained" in caplog.text
+
+
+@pytest.mark.parametrize("traceparent", ["", "garbage", "00-0-0-00", f"ff-{'1' * 32}-{'2' * 16}-01", "\udcff" * 9])
+def test_what_travelled_may_be_garbage(provider, traceparent):
+    """A trace that cannot be read is none, and the delivery has one of its own."""
+    found = _CARRIED.extract({"traceparent": traceparent, "tracestate": "=,;"}, Context())
+    assert not trace.get_current_span(found).get_span_context().is_valid
+
+
+async def test_without_a_provider_nothing_is_traced():
+    """DF-07: with the API alone, or with a sampler that wants none, the work runs as it would without the hook."""
+    ran = []
+
+    async def work(hook):
+        ran.append(hook)
+
+    for hook in (TracingHook(), TracingHook(TracerProvider(sampler=ALWAYS_OFF))):
+        async with Supervisor(hooks=[hook, MetricsHook()]) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.defer(work, hook)
+        assert hook._open == {}
+    assert len(ran) == 2
