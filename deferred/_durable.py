@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import ContextVar, copy_context
 from typing import Any, Literal
 
@@ -30,11 +30,10 @@ from deferred.engines._protocol import Dead, Delivery, Engine, Job, RetryIn, Ver
 from deferred.engines._support import clean
 from deferred.exceptions import EngineError, PayloadError, TaskRejectedError
 
-__all__ = ["Carrier", "DurableWork", "OnDrain"]
+__all__ = ["DurableWork", "OnDrain"]
 
 logger = logging.getLogger("deferred")
 
-Carrier = Callable[[dict[str, str]], object]
 OnDrain = Literal["abandon", "enqueue"]
 
 UNKNOWN_DELAY = 10.0
@@ -77,7 +76,6 @@ class DurableWork:
         serve: Whether this process runs jobs too.
         concurrency: How many at a time.
         queues: Which queues to serve; those of the registered tasks if None.
-        carriers: Functions that write headers, such as ``traceparent``, when a job is stored.
     """
 
     def __init__(
@@ -101,7 +99,6 @@ class DurableWork:
         self.serve = serve
         self.concurrency = concurrency
         self.queues: tuple[str, ...] | None = None
-        self.carriers: list[Carrier] = []
         if self._on_drain == "enqueue" and self.engine is None:
             message = 'on_drain="enqueue" needs an engine to hand work over to: Supervisor(engine=...)'
             raise ValueError(message)
@@ -155,8 +152,7 @@ class DurableWork:
             headers[BURIED] = str(buried)
         if context.label:
             headers[LABEL] = context.label[:LONGEST_LABEL]
-        for carrier in (*self.carriers, self._launcher.hooks.carry):
-            carrier(headers)
+        self._launcher.hooks.carry(headers)
         if not "".join(headers.values()).isprintable():  # a path or a header of a request may hold anything
             headers = {key: clean(value) for key, value in headers.items()}
         payload = task.arguments.encode(args, kwargs)

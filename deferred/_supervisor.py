@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from deferred._durable import Carrier, DurableWork, OnDrain
+from deferred._durable import DurableWork, OnDrain
 from deferred._events import (
     SupervisorStats,
     TaskDead,
@@ -266,13 +266,6 @@ class Supervisor(Lifecycle):
         """Where durable work is stored: to count it, and to see to its dead letters."""
         return self._durable.engine
 
-    def add_carrier(self, carrier: Carrier) -> None:
-        """Have `carrier(headers)` write what travels beside stored work, such as ``traceparent``.
-
-        OpenTelemetry's ``propagate.inject`` is one. The task reads them from ``current_task().headers``.
-        """
-        self._durable.carriers.extend(check_functions((carrier,), "carrier"))
-
     def stats(self) -> SupervisorStats:
         """Return the counts of now, and of all tasks that ended since it was made."""
         launcher = self._launcher
@@ -288,7 +281,11 @@ class Supervisor(Lifecycle):
         )
 
     def add_hook(self, hook: Hook) -> None:
-        """Tell `hook` what happens from now on."""
+        """Tell `hook` what happens from now on.
+
+        Its method ``carry(headers)``, if it has one, writes what travels beside stored work, such as
+        ``traceparent``; the task reads it from ``current_task().headers``.
+        """
         self._launcher.hooks.add(check_functions((hook,), "hook")[0])
         self._launcher.look()
 

@@ -64,11 +64,27 @@ async def test_a_plain_function_runs_in_a_thread(desk):
     assert threads[0] is not threading.main_thread()
 
 
+class Carries:
+    """A hook that hears nothing, and has these travel beside stored work."""
+
+    events = (TaskEnqueued,)
+
+    def __init__(self, **headers):
+        self.headers = headers
+
+    def __call__(self, event):
+        """Hear nothing."""
+
+    def carry(self, headers):
+        """Write them."""
+        headers.update(self.headers)
+
+
 async def test_the_task_knows_its_key_and_its_headers(desk):
     """Inside it, `current_task()` has the idempotency key, the attempt, and what travelled beside it."""
     desk = desk()
     seen = []
-    desk.supervisor.add_carrier(lambda headers: headers.update(traceparent="00-aa-bb-01"))
+    desk.supervisor.add_hook(Carries(traceparent="00-aa-bb-01"))
 
     @desk.supervisor.task("task")
     async def task():
@@ -84,7 +100,7 @@ async def test_the_task_knows_its_key_and_its_headers(desk):
 async def test_what_a_request_brings_along_can_be_stored(desk):
     """A path or a header with what no database takes, or without end, keeps no job from being stored. D29 F18."""
     desk = desk()
-    desk.supervisor.add_carrier(lambda headers: headers.update(request="1\0\ud8002"))
+    desk.supervisor.add_hook(Carries(request="1\0\ud8002"))
     seen = []
 
     @desk.supervisor.task("task")

@@ -58,7 +58,6 @@ def vars_of(struct):
 
 REFUSALS = {
     "hook": (lambda supervisor: supervisor.add_hook(3), TypeError, "^hook must be functions, not 3$"),
-    "carrier": (lambda supervisor: supervisor.add_carrier(3), TypeError, "^carrier must be functions, not 3$"),
     "wrap": (lambda supervisor: supervisor.wrap(3), TypeError, r"^wrap\(\) takes an `async def` function, not 3$"),
 }
 
