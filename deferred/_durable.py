@@ -27,7 +27,7 @@ from deferred._task import TaskHandle, current_unit, running_task
 from deferred._unit import UnitOfWork
 from deferred.engines._lookup import find_engine
 from deferred.engines._protocol import Dead, Delivery, Engine, Job, RetryIn, Verdict
-from deferred.engines._support import clean
+from deferred.engines._support import UnreachableError, clean
 from deferred.exceptions import EngineError, PayloadError, TaskRejectedError
 
 __all__ = ["DurableWork", "OnDrain"]
@@ -176,9 +176,9 @@ class DurableWork:
         if self.engine is not None:
             try:
                 await self.engine.setup()
-            except EngineError:
-                raise
-            except Exception as error:  # noqa: BLE001  # a driver raises what it likes
+            except Exception as error:  # a driver raises what it likes
+                if isinstance(error, EngineError) and not isinstance(error, UnreachableError):
+                    raise
                 logger.warning("the engine's store cannot be reached yet: %s: %s", type(error).__name__, error)
 
     def start(self) -> None:

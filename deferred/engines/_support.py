@@ -17,6 +17,7 @@ from deferred.exceptions import EngineError
 __all__ = [
     "Trouble",
     "Turns",
+    "UnreachableError",
     "clean",
     "logger",
     "persist",
@@ -33,6 +34,10 @@ LONGEST_ERROR = 4000
 
 SAID_AGAIN = 30.0
 """Seconds before a trouble that lasts is logged again."""
+
+
+class UnreachableError(EngineError):
+    """The store cannot be opened now; what is in the way is outside of it, and may be gone the next time."""
 
 
 class Trouble:
@@ -136,9 +141,9 @@ async def persist(
     while not stop.is_set():
         try:
             await attempt()
-        except EngineError:
-            raise
-        except Exception as error:  # noqa: BLE001  # a driver raises what it likes; told, and tried again
+        except Exception as error:  # a driver raises what it likes; told, and tried again
+            if isinstance(error, EngineError) and not isinstance(error, UnreachableError):
+                raise
             tell(error)
         else:
             return

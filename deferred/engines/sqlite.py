@@ -37,14 +37,14 @@ from deferred.engines._protocol import (
     Job,
     RetryIn,
 )
-from deferred.engines._support import Trouble, clean, persist, positive, raw_connection
+from deferred.engines._support import Trouble, UnreachableError, clean, persist, positive, raw_connection
 from deferred.exceptions import EngineError
 
 __all__ = ["SQLiteEngine"]
 
 
-HOPELESS = {sqlite3.SQLITE_OK, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
-"""What opening a file may end with that waiting does not mend; OK is where there is not even a folder."""
+IN_THE_WAY = {sqlite3.SQLITE_OK, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+"""What opening a file ends with where its path or its permissions are wrong; OK is where there is no folder."""
 
 
 class _Metadata(msgspec.Struct, omit_defaults=True):
@@ -157,9 +157,13 @@ class SQLiteEngine:
                 connection.execute("begin immediate")
                 connection.execute("rollback")
         except (OSError, sqlite3.Error) as error:
-            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in HOPELESS:
-                message = f"{self.path} cannot be used: {error}. It has to be a file that this process may write"
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+            if code == sqlite3.SQLITE_NOTADB:
+                message = f"{self.path} cannot be used: {error}. It is somebody else's file: name another"
                 raise EngineError(message) from error
+            if code in IN_THE_WAY:
+                message = f"{self.path} cannot be used: {error}. It has to be a file that this process may write"
+                raise UnreachableError(message) from error
             # Somebody else is writing, or the disk is full: cairnq waits, or says so itself.
         return Store(self.path, busy_timeout_ms=self._busy_ms)
 

@@ -119,7 +119,7 @@ def test_the_doctor_says_what_is_not(tmp_path, capsys):
     assert main(["doctor", f"{__name__}:empty"]) == 1
     assert "fail  no task" in capsys.readouterr().out
     assert main(["doctor", f"sqlite:///{tmp_path}"]) == 1
-    assert "fail  the engine's store: EngineError" in capsys.readouterr().out
+    assert "fail  the engine's store: UnreachableError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tasked", "factory", "opened"])
