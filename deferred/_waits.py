@@ -81,10 +81,17 @@ class Waits:
         return partial(self._forget, task, context if holds else None)
 
     def _forget(self, task: TaskHandle[Any] | None, context: UnitOfWork | None) -> None:
-        if task is not None and self._tasks.pop(task, None) is not None:
-            del self._inside[task._unit][task]
+        if task in self._tasks:  # it is not after `clear`
+            del self._tasks[task]
+            inside = self._inside[task._unit]
+            del inside[task]
+            if not inside:
+                del self._inside[task._unit]
         if context is not None and (tally := self._handlers.pop(context, None)) is not None:
-            self._held.subtract(tally)
+            for name, count in tally.items():
+                left = self._held.pop(name, 0) - count
+                if left:
+                    self._held[name] = left
 
     def _closes_a_circle(self, me: TaskHandle[Any] | None, context: UnitOfWork, name: str, *, bounded: bool) -> bool:
         slots = self._slots

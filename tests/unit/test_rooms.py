@@ -1,6 +1,7 @@
 """Lines before limits: who is let in, in which order, and what becomes of room that is not taken."""
 
 import asyncio
+import gc
 import weakref
 
 import pytest
@@ -176,6 +177,38 @@ async def test_a_line_that_is_over_is_not_kept():
     del task
     await turns(2)
     assert kept() is None
+
+
+async def test_nothing_is_kept_of_waits_that_are_over():
+    """S10: what was noted of tasks and handlers that waited goes when they have had room: contexts are freed."""
+    contexts = []
+
+    async def errand():
+        with supervisor.context() as own:
+            contexts.append(weakref.ref(own))
+            own.with_options(name="later").defer(fine)
+            await own.with_options(name="crowded").run(fine)
+
+    async with Supervisor(max_running=2, limits={"crowded": Limit(pending=1)}, overflow="wait") as supervisor:
+        waits = supervisor._launcher._waits
+        hold = asyncio.Event()
+        with supervisor.context() as ctx:
+            contexts.append(weakref.ref(ctx))
+            ctx.close()
+            await ctx.run(errand)
+            await ctx.run(hold.wait)
+            await ctx.with_options(name="crowded").run(fine)
+            handler = asyncio.create_task(errand())
+            await turns(3)
+        assert (len(waits._tasks), len(waits._inside), len(waits._handlers)) == (1, 1, 2)
+        assert waits._held == {"later": 2, None: 2}
+        hold.set()
+        await handler
+        await idle(supervisor)
+        assert (waits._tasks, waits._inside, waits._handlers, waits._held) == ({}, {}, {}, {})
+        del ctx, handler
+        gc.collect()
+        assert [context() for context in contexts] == [None] * 3
 
 
 async def test_a_closing_refuses_all_who_wait():
