@@ -17,6 +17,11 @@ __all__ = ["Line", "Rooms"]
 Line: TypeAlias = Hashable
 """What stands for a limit."""
 
+Waiting: TypeAlias = OrderedDict[asyncio.Future[None], Callable[[], None]]
+"""Who waits in a line, with what forgets that."""
+
+_NOBODY: Waiting = OrderedDict()
+
 
 class Rooms:
     """The lines before the limits of one supervisor. Lives as long as it.
@@ -29,7 +34,7 @@ class Rooms:
 
     def __init__(self, free: Callable[[Line], int]) -> None:
         self._free = free
-        self._lines: dict[Line, OrderedDict[asyncio.Future[None], Callable[[], None]]] = {}  # with what forgets them
+        self._lines: dict[Line, Waiting] = {}
         self._let_in: Counter[Line] = Counter()  # who has not had the time to take the room
 
     def __bool__(self) -> bool:
@@ -54,17 +59,27 @@ class Rooms:
                 waiting.move_to_end(waiter, last=False)
             try:
                 await waiter
-            finally:
+            except BaseException:  # cancelled; or its loop is closed, and nobody will ever turn it
                 if waiter.done() and not waiter.cancelled():
-                    left = self._let_in.pop(line, 1) - 1
-                    if left:  # else the line is not kept: it may be a context
-                        self._let_in[line] = left
-                    if not loop.is_closed():
-                        loop.call_soon(self.admit, line)  # if this one takes no room after all
-                elif (forget := waiting.pop(waiter, None)) is not None:
-                    forget()
-                    if not waiting and self._lines.get(line) is waiting:
-                        del self._lines[line]
+                    self._enter(line, loop)
+                else:
+                    self._give_up(line, waiter)
+                raise
+            self._enter(line, loop)
+
+    def _enter(self, line: Line, loop: asyncio.AbstractEventLoop) -> None:
+        left = self._let_in.pop(line, 1) - 1
+        if left:  # else the line is not kept: it may be a context
+            self._let_in[line] = left
+        if not loop.is_closed():
+            loop.call_soon(self.admit, line)  # if this one takes no room after all
+
+    def _give_up(self, line: Line, waiter: asyncio.Future[None]) -> None:
+        waiting = self._lines.get(line, _NOBODY)
+        if (forget := waiting.pop(waiter, None)) is not None:
+            forget()
+            if not waiting:
+                del self._lines[line]
 
     def admit(self, line: Line) -> None:
         """Let in as many of a line as there is room for."""

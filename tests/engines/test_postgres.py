@@ -194,7 +194,7 @@ async def test_work_goes_on_after_a_restart(postgres_url, postgres_server, caplo
         await asyncio.to_thread(postgres_server.stop)
         await asyncio.to_thread(postgres_server.start)
         worker.hold.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await engine.enqueue([job("later")])  # found by notification: the poll is a minute
             assert (await worker.next()).name == "later"
         await until_settled(engine)

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from deferred import DrainFinished, Outcome, Supervisor, TaskState
+from deferred import DrainFinished, DrainReport, Outcome, Supervisor, TaskState
+from deferred.engines.memory import MemoryEngine
 from tests.faults.support import Told, fine, nothing_left, outcome_of
 from tests.proof.clock import run
 
@@ -200,6 +201,27 @@ def test_a_wait_between_attempts_in_a_drain_that_is_hastened():
         assert now() == 5
         assert handle.outcome is Outcome.EXHAUSTED_DEADLINE
         assert (await outcome_of(long)).failed == 1
+
+    run(main())
+
+
+def test_a_closing_while_a_drain_waits_for_the_engine():
+    """S11, S15: a drain that waits for its engine's last verdict alone is joined by the closing as it is."""
+
+    class Slow(MemoryEngine):
+        async def serve(self, handle, *, queues, concurrency, stop):
+            await stop.wait()
+            await asyncio.sleep(10)
+
+    async def main():
+        supervisor = Supervisor(engine=Slow(), drain_timeout=20, cancel_grace=30)
+        supervisor.task("known")(asyncio.sleep)
+        supervisor.open()
+        long = asyncio.ensure_future(supervisor.drain(3600))
+        await asyncio.sleep(5)
+        await supervisor.close()
+        assert now() == 10
+        assert await long == DrainReport()
 
     run(main())
 
