@@ -41,8 +41,12 @@ class Kind(enum.Enum):
     AWAITABLE = "awaitable"  # awaited, once
 
 
-def check_callable(func: object) -> Kind:
+def check_callable(func: object, taker: str = "defer") -> Kind:
     """Say how `func` is to be run, or refuse it.
+
+    Args:
+        func: What is to be called.
+        taker: What it was given to, for the message.
 
     Raises:
         TypeError: It is a coroutine object, a generator function, or no callable at all.
@@ -53,10 +57,10 @@ def check_callable(func: object) -> Kind:
             return Kind.ASYNC
         if not flags & _GENERATOR:  # markcoroutinefunction() leaves no flag
             return Kind.ASYNC if inspect.iscoroutinefunction(func) else Kind.SYNC
-    return _classify(func)
+    return _classify(func, taker)
 
 
-def _classify(func: object) -> Kind:
+def _classify(func: object, taker: str) -> Kind:
     bare = func
     while isinstance(bare, functools.partial | MethodType):
         bare = bare.func if isinstance(bare, functools.partial) else bare.__func__
@@ -74,12 +78,12 @@ def _classify(func: object) -> Kind:
     close_refused(func)
     if inspect.isawaitable(func):
         message = (
-            f"defer() takes a function and its arguments, not {_article(func)}: write "
-            f"`defer({_called_name(func)}, ...)` without calling it, or hand it to `wait_until(...)`, "
+            f"{taker}() takes a function and its arguments, not {_article(func)}: write "
+            f"`{taker}({_called_name(func)}, ...)` without calling it, or hand it to `wait_until(...)`, "
             "which starts it now"
         )
     else:
-        message = f"defer() takes a function and its arguments, not {_article(func)}: {_shorten(func)}"
+        message = f"{taker}() takes a function and its arguments, not {_article(func)}: {_shorten(func)}"
     raise TypeError(message)
 
 

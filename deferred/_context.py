@@ -127,7 +127,7 @@ class DeferredContext(Registration):
             TypeError: As `defer`; likewise the other errors, when awaited.
             ValueError: The step would start before the outcome is known that its ``when`` asks for.
         """
-        return self._run(check_callable(func), func, args, kwargs, _getframe(1))
+        return self._run(check_callable(func, "run"), func, args, kwargs, _getframe(1))
 
     async def _run(
         self, kind: Kind, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType

@@ -163,7 +163,7 @@ class Registry:
         if isinstance(func, str):
             message = f"no task is named {func!r}: {self._known()}"
             raise UnknownTaskError(message)
-        check_callable(func)
+        check_callable(func, "enqueue")
         shown = name_of(func)
         closed = getattr(func, "__closure__", None)
         if shown.endswith("<lambda>") or closed:

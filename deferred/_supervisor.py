@@ -15,6 +15,7 @@ from deferred._events import (
     SupervisorStats,
     TaskDead,
     TaskState,
+    UnfinishedTask,
 )
 from deferred._hooks import Hooks
 from deferred._launch import Launcher
@@ -27,6 +28,7 @@ from deferred._scope import Scope
 from deferred._settings import TaskScope, check_choice, check_drain_timeout, check_limits, check_scope
 from deferred._task import Middleware
 from deferred.engines._protocol import DEFAULT_QUEUE, Engine
+from deferred.exceptions import TaskUnfinishedError
 from deferred.instrumentation.logging import log_event
 
 __all__ = ["Supervisor"]
@@ -181,7 +183,8 @@ class Supervisor(Lifecycle):
         Args:
             handler: An async function.
             strict: Whether failures of deferred work are raised once all is drained: one as
-                itself, several as an ExceptionGroup. A failure of the handler goes first.
+                itself, several as an ExceptionGroup. Work that was cut at the deadline is one,
+                a `TaskUnfinishedError`. A failure of the handler goes first.
 
         Raises:
             TypeError: `handler` is no async function.
@@ -214,7 +217,9 @@ class Supervisor(Lifecycle):
                         ctx.on_error(lambda event: failures.append(event.error))
                     value = await handler(*args, **kwargs)
             finally:
-                await scope.opened.drained()
+                report = await scope.opened.drained()
+            if strict:
+                failures.extend(map(_unfinished, (*report.cancelled, *report.abandoned)))
             if failures:
                 raise failures[0] if len(failures) == 1 else BaseExceptionGroup("deferred work failed", failures)
             return value
@@ -293,6 +298,13 @@ class Supervisor(Lifecycle):
         """Tell `hook` nothing more; one that is not installed is ignored."""
         self._launcher.hooks.remove(hook)
         self._launcher.look()
+
+
+def _unfinished(task: UnfinishedTask) -> TaskUnfinishedError:
+    """Return the error that work which was cut at a deadline is to whoever insists on its end."""
+    return TaskUnfinishedError(
+        f"task {task.name!r} (deferred at {task.site}) was cut at the deadline of the drain, {task.age:g} s old"
+    )
 
 
 _newcomers: list[Callable[[Supervisor], object]] = []

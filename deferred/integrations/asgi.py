@@ -76,7 +76,7 @@ class DeferredMiddleware:
             are found without it.
 
     Raises:
-        ValueError: `lifetime` is neither.
+        ValueError: `lifetime` is neither, or ``"request"`` beside a `wait_until`.
         TypeError: `app` cannot be called, or `supervisor` is none.
 
     Example:
@@ -99,6 +99,9 @@ class DeferredMiddleware:
         wait_until: WaitUntil | None = None,
     ) -> None:
         check_lifetime(lifetime)
+        if lifetime == "request" and wait_until is not None:
+            message = 'lifetime="request" leaves nothing for the host to wait for: leave it out, or wait_until='
+            raise ValueError(message)
         if not callable(app):
             message = f"app must be an ASGI app, not {app!r}: `DeferredMiddleware(app, supervisor)`"
             raise TypeError(message)

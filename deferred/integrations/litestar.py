@@ -168,7 +168,7 @@ class BackgroundTask(background_tasks.BackgroundTask):
     __slots__ = ("_func", "_site")
 
     def __init__(self, fn: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        check_callable(fn)
+        check_callable(fn, "BackgroundTask")
         super().__init__(fn, *args, **kwargs)
         self._func = fn
         self._site = caller()

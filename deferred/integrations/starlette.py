@@ -42,7 +42,7 @@ class BackgroundTask(background.BackgroundTask):
     _site = Site()
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        check_callable(func)
+        check_callable(func, "BackgroundTask")
         super().__init__(func, *args, **kwargs)
         self._site = caller()
 
@@ -77,6 +77,7 @@ class BackgroundTasks(background.BackgroundTasks):
         Raises:
             TypeError: `func` is no function that could be run.
         """
+        check_callable(func, "add_task")
         task = BackgroundTask(func, *args, **kwargs)
         task._site = caller()
         self.tasks.append(task)

@@ -261,6 +261,12 @@ async def test_no_lifespan_is_no_danger_there(script, caplog, options):
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+def test_a_host_that_would_have_nothing_to_wait_for_is_refused(script):
+    """``lifetime="request"`` ignored a host's ``wait_until``, and kept the app call open all the same."""
+    with pytest.raises(ValueError, match="leaves nothing for the host to wait for"):
+        app_of(script, str, lifetime="request", wait_until=Collector())
+
+
 # -- Cloudflare -----------------------------------------------------------------------------------
 
 

@@ -371,3 +371,11 @@ async def test_a_mounted_app_with_a_supervisor_of_its_own_is_drained(script):
         await client.get("/inner/")
         assert inner.stats().pending + inner.stats().running == 1
     assert script.noted == ["inner"]
+
+
+@pytest.mark.parametrize("taker", [BackgroundTask, BackgroundTasks().add_task])
+def test_a_refused_coroutine_is_told_of_by_the_name_of_what_was_called(taker):
+    """VP-04: whoever adds a background task has called no `defer`, and is told to write what they wrote."""
+    name = taker.__name__
+    with pytest.raises(TypeError, match=rf"^{name}\(\) takes a function .* write `{name}\(sleep, \.\.\.\)`"):
+        taker(asyncio.sleep(0))

@@ -1,10 +1,19 @@
 """Plain async functions: consumers, cron jobs, Lambda-style handlers, by ``supervisor.wrap``."""
 
 import asyncio
+import contextlib
 
 import pytest
 
-from deferred import ContextClosedError, DeferredContext, Supervisor, current_context, defer, wait_until
+from deferred import (
+    ContextClosedError,
+    DeferredContext,
+    Supervisor,
+    TaskUnfinishedError,
+    current_context,
+    defer,
+    wait_until,
+)
 from tests.integrations.asgi_client import turns
 from tests.integrations.script import BoomError
 
@@ -174,6 +183,37 @@ async def test_a_call_is_bounded(script):
     assert await handle() == "done"
     assert asyncio.get_running_loop().time() - began == pytest.approx(5, abs=0.1)
     assert script.noted == ["cut"]
+
+
+@pytest.mark.looptime
+async def test_a_strict_call_is_told_of_work_that_was_cut():
+    """S11: ``strict=True`` raises for what the deadline cut, ended or left behind, beside what failed."""
+    supervisor = Supervisor(drain_timeout=5, cancel_grace=1)
+
+    async def stubborn():
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    async def fails():
+        raise BoomError
+
+    async def job(*works):
+        for work in works:
+            defer(work)
+
+    with pytest.raises(
+        TaskUnfinishedError, match=r"task 'Event\.wait' .* was cut at the deadline of the drain, 5 s old"
+    ):
+        await supervisor.wrap(job, strict=True)(asyncio.Event().wait)
+    with pytest.raises(ExceptionGroup) as caught:
+        await supervisor.wrap(job, strict=True)(asyncio.Event().wait, stubborn, fails)
+    assert sorted(type(error).__name__ for error in caught.value.exceptions) == [
+        "BoomError",
+        "TaskUnfinishedError",
+        "TaskUnfinishedError",
+    ]
+    await supervisor.wrap(job)(asyncio.Event().wait)
 
 
 async def test_a_cancelled_call_gives_up_its_work(script):

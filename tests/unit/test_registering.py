@@ -170,6 +170,15 @@ def test_a_step_without_a_loop():
         ctx.run(fine).send(None)
 
 
+@pytest.mark.parametrize("taker", ["defer", "run", "enqueue"])
+async def test_a_refused_coroutine_is_told_of_by_the_name_of_the_method(taker):
+    """VP-04: the mend in the message is the very call that was made, without the parentheses too many."""
+    refused = pytest.raises(TypeError, match=rf"^{taker}\(\) takes a function .* write `{taker}\(fine, \.\.\.\)`")
+    async with Supervisor(engine=MemoryEngine()) as supervisor:
+        with supervisor.context() as ctx, refused:
+            await getattr(ctx, taker)(fine())
+
+
 async def test_what_a_context_refuses():
     """Each refusal of a context names the work or the argument that it is about."""
     supervisor = Supervisor()
