@@ -32,6 +32,7 @@ EQUIVALENT = ROOT / "tests" / "mutation" / "equivalent.toml"
 CORE = (
     *("_run", "_retry", "_limits", "_context", "_registration", "_unit"),
     *("_supervisor", "_lifecycle", "_accept", "_settle", "_launch", "_drain", "_hooks", "_call"),
+    *("_rooms", "_waits"),
 )
 
 QUICK = 0.5

@@ -207,6 +207,7 @@ async def test_nothing_is_kept_of_waits_that_are_over():
         await idle(supervisor)
         assert (waits._tasks, waits._inside, waits._handlers, waits._held) == ({}, {}, {}, {})
         del ctx, handler
+        await turns(2)  # the loop lets go of its last step
         gc.collect()
         assert [context() for context in contexts] == [None] * 3
 
