@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 from deferred._context import DeferredContext
 from deferred._stores import STORED, stored
 from deferred.exceptions import TaskRejectedError
-from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
+from deferred.integrations._rejection import OVERLOADED, TRY_AGAIN_LATER, rejection_in, retry_after
 
 __all__ = ["ASGIApp", "Exchange", "Kept", "Message", "Receive", "Scope", "Send", "make_exchange"]
 
@@ -101,7 +101,7 @@ class Exchange(DeferredContext):
         if kind == "websocket.http.response.start":
             self._status = message.get("status")
         elif kind == "websocket.accept":
-            self._status = 101
+            self._status = _ACCEPTED
         elif kind == "websocket.close":
             if self._status is None:
                 self._status = 403  # what a server answers when a handshake is refused
@@ -124,14 +124,18 @@ class Exchange(DeferredContext):
             self._subject, self._describe = self._describe(self._subject), None
 
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
-        """End the context with `error`; answer a rejection with 503 and say True, else leave it to the server."""
+        """End the context with `error`; answer a rejection and say True, else leave it to the server."""
         if self._error is None and not self._decided:
             self._error = error
         rejection = rejection_in(error)
         try:
             if type(self._send) is Kept:
                 return await self.resolve(raised=rejection is not None)
-            if rejection is None or self._status is not None or scope["type"] != "http":
+            if rejection is None:
+                return False
+            if scope["type"] == "websocket":
+                return await self._refuse_socket(rejection, scope)
+            if self._status is not None:
                 return False
             await self._refuse(rejection)
             return True
@@ -159,14 +163,24 @@ class Exchange(DeferredContext):
         await self._refuse(rejection)
         self._send = _drop
 
-    async def _refuse(self, rejection: TaskRejectedError) -> None:
+    async def _refuse_socket(self, rejection: TaskRejectedError, scope: Scope) -> bool:
+        """Refuse a handshake, with 503 where the server can, or close what was accepted; say whether there was any."""
+        if self._closed or self._status not in {None, _ACCEPTED}:
+            return False
+        if self._status is None and "websocket.http.response" in (scope.get("extensions") or ()):
+            await self._refuse(rejection, "websocket.http")
+        else:
+            await self.send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": OVERLOADED})
+        return True
+
+    async def _refuse(self, rejection: TaskRejectedError, kind: str = "http") -> None:
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", str(len(OVERLOADED)).encode()),
             (b"retry-after", retry_after(rejection).encode()),
         ]
-        await self.send({"type": "http.response.start", "status": 503, "headers": headers})
-        await self.send({"type": "http.response.body", "body": OVERLOADED.encode()})
+        await self.send({"type": f"{kind}.response.start", "status": 503, "headers": headers})
+        await self.send({"type": f"{kind}.response.body", "body": OVERLOADED.encode()})
 
 
 class Kept:
@@ -189,4 +203,5 @@ make_exchange: Callable[..., Exchange] = stored(Exchange)
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 _GOOD_CLOSES = frozenset({1000, 1001})
 _SERVER_ERROR = 500
+_ACCEPTED = 101
 _SHORTCUTS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})

@@ -1,12 +1,14 @@
-"""How a rejected task is answered: 503, and when to try again."""
+"""How a rejected task is answered: 503, and when to try again; an open websocket by its close."""
 
 from __future__ import annotations
 
 from deferred.exceptions import TaskRejectedError
 
-__all__ = ["OVERLOADED", "rejection_in", "retry_after"]
+__all__ = ["OVERLOADED", "TRY_AGAIN_LATER", "rejection_in", "retry_after"]
 
 OVERLOADED = "the service is overloaded, try again later"
+TRY_AGAIN_LATER = 1013
+"""The registered code that closes a websocket of a server which is overloaded."""
 
 
 def rejection_in(error: BaseException | None) -> TaskRejectedError | None:

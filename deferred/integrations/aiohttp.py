@@ -21,7 +21,7 @@ from deferred._current import current_context
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError
-from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
+from deferred.integrations._rejection import OVERLOADED, TRY_AGAIN_LATER, rejection_in, retry_after
 from deferred.integrations._servers import Served, owner
 
 __all__ = ["deferred_from", "setup"]
@@ -160,9 +160,13 @@ async def _open_context(request: web.Request, handler: Handler) -> web.StreamRes
         if not context._decided:
             context._error = error
         rejection = rejection_in(error)
-        if rejection is not None and exchange.response is None:
+        begun = exchange.response
+        if rejection is not None and begun is None:
             return web.Response(text=OVERLOADED, status=503, headers={"Retry-After": retry_after(rejection)})
-        if exchange.response is not None:
+        if rejection is not None and begun is not None and issubclass(type(begun), web.WebSocketResponse):
+            await _close(begun)
+            return begun
+        if begun is not None:
             context.end(error)  # no error page follows what was begun
         raise
     except BaseException as error:
@@ -173,6 +177,10 @@ async def _open_context(request: web.Request, handler: Handler) -> web.StreamRes
     if context._closed:
         context.end()
     return response
+
+
+async def _close(socket: Any) -> None:  # the class of a websocket is generic in some versions
+    await socket.close(code=TRY_AGAIN_LATER, message=OVERLOADED.encode())
 
 
 async def _watch_response(request: web.Request, response: web.StreamResponse) -> None:

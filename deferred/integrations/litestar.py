@@ -12,6 +12,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from sys import exception
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 from litestar import Litestar, Request, Response, background_tasks
@@ -29,7 +30,7 @@ from deferred.exceptions import TaskRejectedError
 from deferred.execution import Execution, execution_of
 from deferred.integrations import asgi
 from deferred.integrations._background import Work, caller, hand_over
-from deferred.integrations._rejection import OVERLOADED, retry_after
+from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
 from deferred.integrations._servers import Served, owner
 from deferred.integrations.asgi import deferred_from
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundTask", "BackgroundTasks", "DeferredPlugin", "deferred_from"]
 
 P = ParamSpec("P")
+
+_CLOSE_OF_AN_ERROR = 4500
 
 
 class DeferredPlugin(InitPlugin, CLIPlugin):
@@ -127,17 +130,37 @@ class _Middleware(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Serve one request or websocket."""
+        plain = cast("asgi.Scope", scope)
         app = self._made.get(next_app)
         if app is None:
-            app = _Answering(cast("asgi.ASGIApp", next_app), self._supervisor, lifetime=self._lifetime)
+            inner = cast("asgi.ASGIApp", next_app)
+            if plain["type"] == "websocket":
+                inner = _raising_rejections(inner)
+            app = _Answering(inner, self._supervisor, lifetime=self._lifetime)
             self._made[next_app] = app
-        await app(cast("asgi.Scope", scope), cast("asgi.Receive", receive), cast("asgi.Send", send))
+        await app(plain, cast("asgi.Receive", receive), cast("asgi.Send", send))
 
 
 class _Answering(asgi.DeferredMiddleware):
     """The same, where the framework answers for whatever a handler raises."""
 
     _insists = True
+
+
+def _raising_rejections(app: asgi.ASGIApp) -> asgi.ASGIApp:
+    """Have a rejection leave a websocket's handler as what it is: Litestar closes with 4500 for any error."""
+
+    async def call(scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        async def send_or_raise(message: asgi.Message) -> None:
+            if message["type"] == "websocket.close" and message.get("code") == _CLOSE_OF_AN_ERROR:
+                rejection = rejection_in(exception())
+                if rejection is not None:
+                    raise rejection
+            await send(message)
+
+        await app(scope, receive, send_or_raise)
+
+    return call
 
 
 def _provide_context(scope: Scope) -> DeferredContext:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from quart import Quart, Response, got_websocket_exception
+from quart import Quart, Response, got_websocket_exception, has_websocket_context, websocket
 
 from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import TaskRejectedError
 from deferred.integrations import asgi
-from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
+from deferred.integrations._rejection import OVERLOADED, TRY_AGAIN_LATER, rejection_in, retry_after
 from deferred.integrations._servers import owner
 from deferred.integrations.asgi import deferred_from
 
@@ -23,6 +23,7 @@ __all__ = ["DeferredQuart", "deferred_from"]
 
 _EXTENSION = "deferred"
 _SERVER_ERROR = 500
+_ACCEPTED = 101
 
 
 class DeferredQuart:
@@ -89,6 +90,9 @@ class DeferredQuart:
 
 
 async def _answer_rejection(error: TaskRejectedError) -> Response:
+    context: Any = current_unit.get(None)
+    if has_websocket_context() and context is not None and context.status == _ACCEPTED:
+        await websocket.close(TRY_AGAIN_LATER, OVERLOADED)
     headers = {"Content-Type": "text/plain; charset=utf-8", "Retry-After": retry_after(error)}
     return Response(OVERLOADED, 503, headers)
 

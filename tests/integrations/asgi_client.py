@@ -174,7 +174,7 @@ class Exchange:
     @property
     def headers(self) -> dict[str, str]:
         """The headers of the response."""
-        start = next(message for message in self.sent if message["type"] == "http.response.start")
+        start = next(message for message in self.sent if message["type"].endswith("http.response.start"))
         return {name.decode().lower(): value.decode() for name, value in start.get("headers", ())}
 
     @property
@@ -234,6 +234,7 @@ class Client:
     def websocket(self, path: str, *frames: str) -> Exchange:
         """Open a websocket and send these texts; not started yet."""
         scope = {**_base(path, "websocket"), "scheme": "ws", "headers": [(b"host", b"test")], "subprotocols": []}
+        scope["extensions"] = {"websocket.http.response": {}}
         incoming: list[Message] = [{"type": "websocket.connect"}]
         incoming += [{"type": "websocket.receive", "text": text, "bytes": None} for text in frames]
         return Exchange(self.app, scope, incoming, gone=self.gone)

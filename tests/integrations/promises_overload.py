@@ -109,3 +109,23 @@ class OverloadPromises(Base):
         await exchange.done()
         await idle(supervisor)
         assert (exchange.status, script.noted) == (503, ["work"])
+
+    @one_a_request
+    async def test_a_rejection_in_a_websocket_is_told_to_its_client(self, client, script, supervisor):
+        """Before the handshake it is answered with 503, where the server can; an open one is closed with 1013."""
+        self.needs("/socket", "/refused")
+
+        def act(ctx: DeferredContext) -> None:
+            ctx.with_options(when="error").defer(script.work)
+            ctx.defer(script.work)
+
+        script.act = act
+        refused, closed = client.websocket("/refused").start(), client.websocket("/socket").start()
+        await refused.done()
+        await closed.done()
+        await idle(supervisor)
+        assert (refused.status, refused.error) == (503, None)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert closed.sent[-1]["type"] == "websocket.close"
+        assert (closed.sent[-1]["code"], closed.error) == (1013, None)
+        assert script.noted == ["work", "work"]

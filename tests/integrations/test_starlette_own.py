@@ -9,6 +9,7 @@ from starlette.background import BackgroundTask as TheirTask
 from starlette.background import BackgroundTasks as TheirTasks
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
@@ -283,6 +284,30 @@ async def test_an_app_that_answers_500_to_a_rejection_may(script):
         await idle(supervisor)
     assert (exchange.status, exchange.body, exchange.error) == (500, b"mine", None)
     assert script.turn_of("work") > exchange.last
+
+
+@pytest.mark.parametrize("way", ["cors before", "cors after", "cors after, own handler"])
+async def test_the_answer_to_a_rejection_passes_middleware_outside_of_ours(way):
+    """A browser sees the 503 where CORSMiddleware stands outside of ours, or an exception handler makes it."""
+
+    async def handler(request):
+        for _ in range(2):
+            defer(turns, 1)
+
+    async def overloaded(request, error):
+        return PlainTextResponse("later", 503)
+
+    ours = Middleware(DeferredMiddleware, supervisor=Supervisor(max_per_context=1))
+    cors = Middleware(CORSMiddleware, allow_origins=["https://page.example"])
+    app = Starlette(
+        routes=[Route("/", handler)],
+        middleware=[cors, ours] if way == "cors before" else [ours, cors],
+        exception_handlers={TaskRejectedError: overloaded} if way.endswith("own handler") else {},
+    )
+    async with Client(app) as client:
+        exchange = await client.get("/", headers=[(b"origin", b"https://page.example")])
+    assert exchange.status == 503
+    assert ("access-control-allow-origin" in exchange.headers) is (way != "cors after")
 
 
 async def test_a_500_before_another_error_is_passed_on(script):
