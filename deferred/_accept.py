@@ -305,7 +305,7 @@ class Acceptance(abc.ABC):
 
     @property
     def _waiting(self) -> int:
-        return len(self.tasks) + len(self.detached) - self.slots.busy
+        return len(self.tasks) + len(self.detached) - self.slots.busy - len(self.slots.lent)
 
     def _free(self, line: Any) -> int:
         """Say how many more a limit takes: `PENDING`, that of a context, or that of a name."""

@@ -11,7 +11,7 @@ import sys
 import weakref
 from asyncio import _get_running_loop as running_loop
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from deferred._events import (
 from deferred._retry import seconds
 from deferred._run import current_task, find_runner, run_inline, run_plain, run_task
 from deferred._settle import Settlement
-from deferred._task import TaskHandle
+from deferred._task import TaskHandle, task_here
 from deferred._unit import UnitOfWork, hosts
 from deferred._watchdog import Watchdog
 
@@ -112,7 +112,8 @@ class Launcher(Settlement):
 
     def look(self) -> None:
         """Look whether anybody waits; called whenever that may have changed."""
-        self.calm = not (self.slots.queues or self.slots.named or self.drains or self.watched or self.rooms)
+        slots = self.slots
+        self.calm = not (slots.queues or slots.lent or slots.named or self.drains or self.watched or self.rooms)
 
     @property
     def ambient(self) -> UnitOfWork:
@@ -268,7 +269,10 @@ class Launcher(Settlement):
             if task is None:
                 self.look()
                 return
-            self._start(task, eager=True)
+            if task in self.slots.lent:
+                self.slots.recall(task)
+            else:
+                self._start(task, eager=True)
         self.pump()
 
     def pump(self) -> None:
@@ -310,6 +314,28 @@ class Launcher(Settlement):
 
     # -- waiting ----------------------------------------------------------------------------
 
+    async def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> None:
+        """Wait for others in `task`, which lends its slot meanwhile: they may need it."""
+        slots = self.slots
+        slots.lend(task)
+        self.calm = False  # its end may come before it has a slot again
+        if slots.queues:
+            self.pump()
+        try:
+            await wait
+            if task in slots.lent and (turn := slots.regain(task)) is not None:
+                await turn
+        finally:
+            if task in slots.lent:
+                slots.insist(task)
+            self.look()
+
+    async def conduct(self, drain: Drain) -> None:
+        """Run `drain`; a task that does so lends its slot."""
+        work = drain.run(self.cancel, self.settle, self.drains_of)
+        task = task_here()
+        await (work if task is None or not task._slot else task._unit.stand_aside(task, work))
+
     async def drain_context(self, context: UnitOfWork, timeout: float | None, /) -> DrainReport:
         """Drain the tasks of one context; the counts are of its whole life."""
         limit = self.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
@@ -330,7 +356,7 @@ class Launcher(Settlement):
         self.watched += 1
         self.look()
         try:
-            await drain.run(self.cancel, self.settle, self.drains_of)
+            await self.conduct(drain)
         finally:
             context._drains = tuple(other for other in context._drains if other is not drain)
             self.watched -= 1

@@ -192,7 +192,7 @@ class Lifecycle:
                 for child in self._adopted:
                     children.create_task(child._wind_up(limit, me))
                 # In this very task: one that is cancelled before its first step would record nothing.
-                await drain.run(launcher.cancel, launcher.settle, launcher.drains_of)
+                await launcher.conduct(drain)
             stored = await self._durable.hand_over(drain.lost, launcher.grace)
             if me is None:  # else its own verdict is among those that would be waited for
                 await self._durable.finish(launcher.grace)
@@ -230,7 +230,7 @@ class Lifecycle:
         launcher = self._launcher
         drain = self._begin(limit, me)
         try:
-            await drain.run(launcher.cancel, launcher.settle, launcher.drains_of)
+            await launcher.conduct(drain)
         finally:
             launcher.drains.remove(drain)
             launcher.look()

@@ -3,10 +3,12 @@
 Rules of this file: a slot is taken by `Slots.take` and given back by `Slots.give`, once
 each, both on the event loop; those who wait are served first come, first served within
 their context, and in turn between contexts, so that one request cannot starve the others.
+A task that waits for another lends its slot meanwhile: the other may be one that needs it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -59,12 +61,13 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 class _Named:
     """What is known of the tasks of one limited name."""
 
-    __slots__ = ("accepted", "limit", "parked", "running")
+    __slots__ = ("accepted", "lent", "limit", "parked", "running")
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.accepted = 0  # not settled yet
         self.running = 0
+        self.lent = 0
         self.parked: deque[TaskHandle[Any]] = deque()  # next in turn, but for their name's limit
 
     @property
@@ -73,13 +76,14 @@ class _Named:
 
     @property
     def free(self) -> int:
-        return sys.maxsize if self.limit.pending is None else self.limit.pending - self.accepted + self.running
+        started = self.running + self.lent
+        return sys.maxsize if self.limit.pending is None else self.limit.pending - self.accepted + started
 
 
 class Slots:
     """The running slots of one supervisor, and the queue for them. Lives as long as it."""
 
-    __slots__ = ("_dropped", "_named", "busy", "max_running", "named", "queues")
+    __slots__ = ("_dropped", "_named", "busy", "lent", "max_running", "named", "queues")
 
     def __init__(self, max_running: int, limits: Mapping[str, Limit]) -> None:
         self.max_running = max_running
@@ -88,6 +92,7 @@ class Slots:
         self._named = {name: _Named(limit) for name, limit in limits.items()}
         self.named = bool(self._named)  # the hot path asks this first
         self.queues: dict[int, deque[TaskHandle[Any]]] = {}  # by context, in the order of their turns
+        self.lent: dict[TaskHandle[Any], asyncio.Future[None] | None] = {}  # by whom; what wakes one in line again
 
     def of(self, name: str) -> _Named | None:
         """Return what is known of the tasks of this name, if it is limited."""
@@ -131,6 +136,43 @@ class Slots:
             named.running -= 1
             self._unpark(named)
 
+    def lend(self, task: TaskHandle[Any]) -> None:
+        """Let others have the slot of `task`, which waits for the end of one of them."""
+        task._slot = False
+        self.give(task)
+        self.lent[task] = None
+        if (named := self._named.get(task.name)) is not None:
+            named.lent += 1
+
+    def regain(self, task: TaskHandle[Any]) -> asyncio.Future[None] | None:
+        """Give `task` a slot again (None), or return what tells it that its turn has come."""
+        if self.busy >= self.max_running:
+            self.queues.setdefault(id(task._unit), deque()).appendleft(task)
+        elif self._take(task):
+            self.recall(task)
+            return None
+        waiter = self.lent[task] = asyncio.get_running_loop().create_future()
+        return waiter
+
+    def insist(self, task: TaskHandle[Any]) -> None:
+        """Give `task` a slot again, though there be none: it is cancelled, and has to clean up."""
+        self.busy += 1
+        if (named := self._named.get(task.name)) is not None:
+            named.running += 1
+        self.recall(task)
+
+    def recall(self, task: TaskHandle[Any]) -> None:
+        """Note that `task`, which had lent its slot, has one."""
+        task._slot = True
+        self._end_lending(task)
+
+    def _end_lending(self, task: TaskHandle[Any]) -> None:
+        waiter = self.lent.pop(task)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        if (named := self._named.get(task.name)) is not None:
+            named.lent -= 1
+
     def _unpark(self, named: _Named) -> None:
         """Give the next task of a limited name its turn again."""
         while named.parked:
@@ -143,12 +185,15 @@ class Slots:
         """Forget who runs and who waits: they do so on a loop that is gone, or in another process."""
         self.busy = 0
         self.queues.clear()
+        self.lent.clear()
         for named in self._named.values():
-            named.accepted = named.running = 0
+            named.accepted = named.running = named.lent = 0
             named.parked.clear()
 
-    def drop(self) -> None:
+    def drop(self, task: TaskHandle[Any]) -> None:
         """Note that a task which waited was settled; let go of such tasks now and then."""
+        if task in self.lent:
+            self._end_lending(task)
         self._dropped += 1
         if self._dropped >= _PURGE:
             self._dropped = 0
@@ -169,7 +214,8 @@ class Slots:
             task = queue.popleft()
             if queue:
                 self.queues[turn] = queue  # to the end: the others' turn
-            if task._outcome is not None:  # cancelled while it waited: its turn is the next one's
+            # Cancelled while it waited: its turn is the next one's.
+            if task._outcome is not None or task._slot or self.lent.get(task, task) is None:
                 if (named := self._named.get(task.name)) is not None:
                     self._unpark(named)
             elif self._take(task):

@@ -117,6 +117,8 @@ class Settlement(Acceptance):
         task._vars = task._runner = None
         if task._waiters is not None:
             _notify(task._waiters)
+        if self.slots.queues:  # who has waited for it goes on before others start
+            self.pump()
         if self.rooms:
             self.make_room(context, task.name)
         for drain in drains:
@@ -128,10 +130,8 @@ class Settlement(Acceptance):
         if task._slot:
             task._slot = False
             slots.give(task)
-            if slots.queues:
-                self.pump()
         else:
-            slots.drop()
+            slots.drop(task)
             if task._tracked:
                 _shed(task._unit)
         detached = task in self.detached

@@ -51,7 +51,8 @@ class Supervisor(Lifecycle):
     Args:
         retry: The retry policy of tasks that do not bring their own; None for no retries.
         timeout: Seconds that an attempt may take; None for no limit.
-        max_running: How many tasks run at a time; further ones wait their turn.
+        max_running: How many tasks run at a time; further ones wait their turn. One that waits
+            for another task does not count as long as it does.
         max_pending: How many tasks wait at a time.
         max_per_context: How many unfinished tasks one context has at a time, and how many
             its tasks may still register once it has ended.

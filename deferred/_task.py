@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, ContextVar
 from types import CodeType, TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -39,6 +39,7 @@ __all__ = [
     "new_id",
     "runner_codes",
     "running_task",
+    "task_here",
 ]
 
 logger = logging.getLogger("deferred")
@@ -100,6 +101,10 @@ class Unit(Protocol):
 
     def cancel(self, task: TaskHandle[Any], /) -> bool:
         """Cancel one of its tasks."""
+        ...
+
+    def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> Coroutine[Any, Any, None]:
+        """Wait for others in one of its tasks, which lends its slot meanwhile."""
         ...
 
 
@@ -336,7 +341,8 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
             waiters.append(waiter)
             try:
                 if self._outcome is None:  # it may have settled in another thread just now
-                    await waiter
+                    here = task_here()
+                    await (waiter if here is None or not here._slot else here._unit.stand_aside(here, waiter))
             finally:
                 waiters.remove(waiter)
 
@@ -347,13 +353,20 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
             while here is not None and not (here.f_code in runner_codes and here.f_locals["task"] is self):
                 here = here.f_back
             return here is not None
-        runner: Any = asyncio.current_task()
         if self._runner is not None:
-            return runner is self._runner
-        # Its first step may be under way: nobody holds it yet. A callback may drive a coroutine in no task at all.
-        frame = None if runner is None else getattr(runner.get_coro(), "cr_frame", None)
-        return frame is not None and frame.f_code in runner_codes and frame.f_locals["task"] is self
+            return asyncio.current_task() is self._runner
+        return task_here() is self  # its first step may be under way: nobody holds it yet
 
     def __repr__(self) -> str:
         """Show what it is, never its arguments: they may be anybody's data."""
         return f"<TaskHandle {self.name!r} {self.state.value} id={self.id} attempts={self._attempts}>"
+
+
+def task_here() -> TaskHandle[Any] | None:
+    """Return the task that the running asyncio task was made for; None in any other, and in none at all."""
+    runner: Any = asyncio.current_task()
+    frame = None if runner is None else getattr(runner.get_coro(), "cr_frame", None)
+    if frame is None or frame.f_code not in runner_codes:
+        return None
+    task: TaskHandle[Any] = frame.f_locals["task"]
+    return task

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, Self
 
 from deferred._arguments import ArgumentCheck
@@ -105,6 +105,10 @@ class Host(Protocol):
 
     def cancel(self, task: TaskHandle[Any], outcome: Outcome, /) -> bool:
         """Cancel `task`."""
+        ...
+
+    def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> Coroutine[Any, Any, None]:
+        """Wait for others in `task`, which lends its slot meanwhile."""
         ...
 
     def inline(self, task: TaskHandle[Any], /) -> Coroutine[Any, Any, None]:
@@ -270,6 +274,10 @@ class UnitOfWork:
     def cancel(self, task: TaskHandle[Any], /) -> bool:
         """Cancel one of its tasks; what `TaskHandle.cancel` calls."""
         return self._host.cancel(task, Outcome.CANCELLED_BY_HANDLE)
+
+    def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> Coroutine[Any, Any, None]:
+        """Wait for others in one of its tasks, which lends its slot meanwhile."""
+        return self._host.stand_aside(task, wait)
 
     def decide(self, task: TaskHandle[Any], /) -> bool | None:
         """Say whether a released task is to run; None while the outcome is not known (it is held)."""

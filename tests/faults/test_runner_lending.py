@@ -1,0 +1,211 @@
+"""A task that waits for another lends its slot: S10 without tasks that wait for each other's for ever."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from deferred import Limit, Supervisor, TaskState, defer
+from tests.faults.support import fine, nothing_left, turns
+
+pytestmark = pytest.mark.looptime
+
+
+class Meter:
+    """Counts how many of its works run at a time, not counting those that wait for another."""
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    @contextlib.contextmanager
+    def at_work(self):
+        """Run, for as long as this block."""
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            yield
+        finally:
+            self.now -= 1
+
+    async def wait_for(self, handle):
+        """Wait for a task, inside `at_work`."""
+        self.now -= 1
+        try:
+            return await handle
+        finally:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+
+@pytest.mark.parametrize("limits", [{}, {"tree": Limit(running=1)}, {"tree": Limit(running=2, pending=50)}])
+@pytest.mark.parametrize("slots", [1, 2, 5])
+async def test_tasks_that_wait_for_their_children(slots, limits):
+    """S10: a tree of tasks, each waiting for its branches, needs no more slots than there are, nor takes more."""
+    meter = Meter()
+
+    async def tree(depth):
+        with meter.at_work():
+            await asyncio.sleep(1)
+            if not depth:
+                return 1
+            branches = [defer(tree, depth - 1) for _ in range(3)]
+            return sum([await meter.wait_for(branch) for branch in branches])
+
+    tree.__qualname__ = "tree"
+    async with Supervisor(max_running=slots, limits=limits) as supervisor:
+        with supervisor.context() as ctx:
+            handle = ctx.defer(tree, 3)
+        assert await handle == 27
+        await turns(2)
+        assert nothing_left(supervisor)
+    running = limits["tree"].running if limits else slots
+    assert meter.most == min(slots, running)
+
+
+async def test_who_has_waited_goes_on_before_others_start():
+    """S10: the slot of the task that was waited for is for the one that waited, whoever else is in line."""
+    order = []
+
+    async def note(what):
+        await asyncio.sleep(1)
+        order.append(what)
+
+    async def parent():
+        await child
+        order.append("parent")
+
+    async with Supervisor(max_running=1) as supervisor:
+        with supervisor.context() as ctx:
+            ctx.defer(parent)
+            child = ctx.defer(note, "child")
+            last = [ctx.defer(note, number) for number in range(3)][-1]
+        await last
+    assert order == ["child", "parent", 0, 1, 2]
+
+
+async def test_many_that_wait_for_one_go_on_in_turn():
+    """S10: all that have waited for the same task do not go on at once where there are fewer slots."""
+    meter, gate = Meter(), asyncio.Event()
+
+    async def waits():
+        with meter.at_work():
+            await meter.wait_for(awaited)
+            await asyncio.sleep(1)
+
+    async with Supervisor(max_running=2) as supervisor:
+        with supervisor.context() as ctx:
+            awaited = ctx.defer(gate.wait)
+            handles = [ctx.defer(waits) for _ in range(9)]
+        await asyncio.sleep(5)
+        assert (supervisor.stats().running, supervisor.stats().pending) == (1, 9)
+        assert supervisor._launcher._waiting == 0  # all have started: what limits waiting is free
+        gate.set()
+        for handle in handles:
+            await handle
+        assert nothing_left(supervisor)
+    assert meter.most == 2
+
+
+@pytest.mark.parametrize("how", ["wrap", "drained", "drain"])
+async def test_a_task_that_drains_lends_its_slot(how):
+    """B38, S11: what a task drains is done, with a single slot too: nobody waits for the deadline."""
+    async with Supervisor(max_running=1) as supervisor:
+
+        async def outer():
+            scope = supervisor.context()
+            with scope as ctx:
+                handle = ctx.defer(asyncio.sleep, 1, "done")
+            await (ctx.drained() if how == "drained" else supervisor.drain())
+            return handle.result()
+
+        @supervisor.wrap
+        async def inner():
+            return defer(asyncio.sleep, 1, "done")
+
+        async def wrapped():
+            return (await inner()).result()
+
+        with supervisor.context() as ctx:
+            handle = ctx.defer(wrapped if how == "wrap" else outer)
+        assert await handle == "done"
+        assert nothing_left(supervisor)
+    assert asyncio.get_running_loop().time() < 2
+
+
+@pytest.mark.parametrize("how", ["handle", "timeout", "own timeout", "drain"])
+@pytest.mark.parametrize("name", ["parent", "other"])
+async def test_a_wait_that_is_cut_has_its_slot_again(how, name):
+    """S10: cancelled, timed out or drained as it waits, it cleans up at once; its child goes on, no slot is lost."""
+    noted = []
+
+    async def parent():
+        child = defer(asyncio.sleep, 4)
+        try:
+            async with asyncio.timeout(3 if how == "own timeout" else None):
+                await child
+        finally:
+            await asyncio.sleep(0)
+            noted.append((child.state, supervisor.stats().running))
+
+    async with Supervisor(max_running=1, limits={name: Limit(running=1)}) as supervisor:
+        with supervisor.context() as ctx:
+            handle = ctx.with_options(name="parent", timeout=3 if how == "timeout" else None).defer(parent)
+        await asyncio.sleep(3)
+        if how == "handle":
+            handle.cancel()
+        await supervisor.drain(0 if how == "drain" else None)
+        assert handle.state is (TaskState.FAILED if "timeout" in how else TaskState.CANCELLED)
+        assert noted == [(TaskState.CANCELLED, 1) if how == "drain" else (TaskState.RUNNING, 2)]
+        assert nothing_left(supervisor)
+        with supervisor.context() as ctx:
+            again = ctx.with_options(name="parent").defer(fine)
+        assert await again == "fine"
+
+
+@pytest.mark.parametrize("limits", [{}, {"parent": Limit(running=1)}])
+async def test_one_that_is_cut_in_line_for_its_slot(limits):
+    """S10: cancelled when its wait is over and its slot is not free, it cleans up at once and gets no second one."""
+
+    async def parent():
+        await child
+        await asyncio.sleep(5)
+
+    async with Supervisor(max_running=1 if not limits else 2, limits=limits) as supervisor:
+        with supervisor.context() as ctx:
+            view = ctx.with_options(name="parent")
+            parents = [view.defer(parent) for _ in range(3)]
+            child = ctx.defer(asyncio.sleep, 1)
+        await asyncio.sleep(2)
+        assert supervisor.stats().running == 1
+        for handle in parents[1:]:
+            handle.cancel()
+        await asyncio.sleep(1)
+        assert [handle.state for handle in parents[1:]] == [TaskState.CANCELLED] * 2
+        assert (supervisor.stats().running, supervisor.stats().pending) == (1, 0)
+        await parents[0]
+        assert nothing_left(supervisor)
+
+
+@pytest.mark.parametrize("limits", [{}, {"parent": Limit(running=1)}])
+async def test_one_that_is_left_behind_in_its_wait(limits):
+    """A12: abandoned as it waits, it has no slot to give back, and gets none when its wait ends after all."""
+    ended = []
+
+    async def parent():
+        while len(ended) < 2:
+            with contextlib.suppress(asyncio.CancelledError):
+                ended.append(await child)
+
+    async with Supervisor(max_running=1, limits=limits) as supervisor, Supervisor() as another:
+        with another.context() as ctx:
+            child = ctx.defer(asyncio.sleep, 9, "child")
+        with supervisor.context() as ctx:
+            handle = ctx.with_options(name="parent").defer(parent)
+        await asyncio.sleep(1)
+        await supervisor.drain(0)
+        assert handle.state is TaskState.ABANDONED
+        assert nothing_left(supervisor)
+        assert await child == "child"
+        await turns(5)
+        assert ended == ["child", "child"]
+        assert nothing_left(supervisor)
