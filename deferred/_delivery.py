@@ -61,7 +61,7 @@ class Note(msgspec.Struct, omit_defaults=True, frozen=True):
 
     def begun(self, delivery: Delivery) -> Note:
         """Return the note as it is once an attempt begins."""
-        if self.since:
+        if 0.0 < self.since <= delivery.now:  # else there was none, or the clock has been put back
             return self
         return Note(settled=self.settled, uncounted=self.uncounted, since=delivery.now, unknown=self.unknown)
 

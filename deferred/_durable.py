@@ -183,9 +183,12 @@ class DurableWork:
 
     def start(self) -> None:
         """Serve in the background, if there is anything to serve; on the loop."""
+        loop = asyncio.get_running_loop()
+        if self._serving is not None and self._serving.get_loop() is not loop:
+            self._serving = None  # it has ended with its loop
         if self.engine is not None and self.serve and self._serving is None and len(self.registry):
             self._stop = asyncio.Event()
-            self._serving = asyncio.get_running_loop().create_task(
+            self._serving = loop.create_task(
                 self.engine.serve(
                     self._deliver,
                     queues=self.queues or self.registry.queues,
@@ -225,7 +228,7 @@ class DurableWork:
         note = read_note(delivery.note)
         task = self.registry.named(delivery.name)
         if task is None or task.is_newer(delivery.headers):
-            since = note.unknown or delivery.now
+            since = min(note.unknown or delivery.now, delivery.now)
             if delivery.now - since < UNKNOWN_LIMIT:
                 # A rolling deployment: a newer worker knows it, or soon will.
                 delay = UNKNOWN_DELAY * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret

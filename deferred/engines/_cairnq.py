@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sqlite3
 from typing import Any, cast
 
-from cairnq.store.sqlite import SQLiteStore
+import aiosqlite
+from cairnq.errors import StoreClosed
+from cairnq.store import sqlite as cairnq
+from cairnq.store.base import check_protocol_version
 
 from deferred.engines._leases import Leases
 
@@ -51,6 +55,14 @@ delete from cairnq_tasks
 where name = 'deferred' and status = 'failed' and id in (select value from json_each(:ids))
 returning id
 """,
+    # What was written by a clock that has been put back since waits no longer than it would have.
+    "deferred_turn_back": """
+update cairnq_tasks
+set run_at_ms = run_at_ms - (updated_at_ms - :now_ms), lease_until_ms = lease_until_ms - (updated_at_ms - :now_ms),
+    updated_at_ms = :now_ms
+where name = 'deferred' and status in ('queued', 'running') and updated_at_ms > :now_ms + 10000
+returning id
+""",
     "deferred_depth": """
 select status, count(*) as number from cairnq_tasks
 where name = 'deferred' and status in ('queued', 'running', 'failed')
@@ -60,7 +72,7 @@ group by status
 }
 
 
-class Store(SQLiteStore):
+class Store(cairnq.SQLiteStore):
     """cairnq's store, with our statements, texts left as they are, and a wake-up of our own."""
 
     _json_is_text = False
@@ -72,6 +84,53 @@ class Store(SQLiteStore):
         self._writes.update(deferred_dead=False, deferred_depth=False, deferred_live=False)
         self.stored = asyncio.Event()
         self.leases: dict[str, Leases] = {}
+
+    async def connect(self) -> None:
+        """Open the file, once.
+
+        As cairnq does it, which leaves open what it fails to open, with a thread that the process waits for.
+        """
+        if self._closing:
+            raise StoreClosed
+        if self._conn is None:
+            async with self._init_lock:
+                if self._conn is None:
+                    await self._open()
+                    check_protocol_version(await self.protocol_version())
+
+    async def _open(self) -> None:
+        generation = self._generation
+        connection = aiosqlite.connect(self._path, isolation_level=None, check_same_thread=False)
+        connection._thread.daemon = True
+        await connection
+        try:
+            connection.row_factory = aiosqlite.Row
+            await connection.execute(f"pragma busy_timeout = {self._busy_timeout_ms}")
+            await cairnq._enable_wal(connection)
+            await connection.execute("pragma foreign_keys = ON")
+            await self._apply_migrations(connection)
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody else writes: the next one is soon
+                await cairnq._refresh_statistics(connection)
+            await connection.execute("pragma busy_timeout = 0")
+        except BaseException:
+            await connection.close()
+            raise
+        if generation != self._generation:
+            await connection.close()
+            raise StoreClosed
+        self._next_stats_refresh_at = asyncio.get_running_loop().time() + cairnq._STATS_REFRESH_INTERVAL_S
+        self._conn = connection
+
+    def leave(self) -> None:
+        """Close the file in another thread than its own, which may have ended with the event loop; waits for it."""
+        connection: Any = self._conn
+        self._conn = None
+        if connection is not None:
+            connection.stop()
+            connection._thread.join(1.0)
+            if connection._connection is not None:
+                connection._connection.close()
+                connection._connection = None
 
     def _bind(self, sql: str, params: dict[str, Any]) -> dict[str, Any]:
         empty = {name: None for name in ("ids", "queues") if name in params and params[name] is None}

@@ -178,8 +178,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 class Engine(Protocol):
     """An existing job system, seen from the core. Lives as long as the supervisor.
 
-    It belongs to one event loop: that of its first `setup`. Methods may be called at the
-    same time. `deferred.engines.testing` checks an implementation.
+    It belongs to one event loop at a time: once that is closed, or the engine is, another may use it.
+    Methods may be called at the same time. `deferred.engines.testing` checks an implementation.
     """
 
     @property

@@ -8,13 +8,14 @@ import logging
 import random
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any
 
 from deferred._retry import seconds
 from deferred.exceptions import EngineError
 
 __all__ = [
+    "Home",
     "Trouble",
     "Turns",
     "UnreachableError",
@@ -59,6 +60,58 @@ class Trouble:
         if self._said != float("-inf"):
             self._said = float("-inf")
             logger.warning("%s: works again", self._engine)
+
+
+class Home:
+    """The event loop that an engine is open on. Lives as long as the engine.
+
+    Args:
+        engine: What errors call the engine.
+        close: Closes it; awaited where its loop ends (as `asyncio.run` ends one) and has it still open.
+        forget: Lets go of what is open where its loop is closed: nothing of that can be awaited any more.
+    """
+
+    def __init__(self, engine: str, close: Callable[[], Awaitable[None]], forget: Callable[[], None]) -> None:
+        self._engine = engine
+        self._close = close
+        self._forget = forget
+        self._end: AsyncGenerator[None] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def enter(self) -> None:
+        """Be on the running event loop from now on.
+
+        Raises:
+            EngineError: The engine is open on another one, which may still run.
+        """
+        if self.loop is not None and not self.loop.is_closed():
+            message = (
+                f"{self._engine} is open on another event loop, and works on one at a time: close it there first, or "
+                "make another engine for this loop"
+            )
+            raise EngineError(message)
+        await self.leave()
+        self.loop = asyncio.get_running_loop()
+        self._end = self._until_its_end(self.loop)
+        await anext(self._end)
+
+    async def leave(self) -> None:
+        """Be on none: the engine is about to be closed."""
+        loop, self.loop = self.loop, None
+        end, self._end = self._end, None
+        if loop is not None and loop.is_closed():
+            self._forget()
+        if end is not None:
+            await end.aclose()
+
+    async def _until_its_end(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
+        """Be ended by the loop, which at its own end does so with every asynchronous generator."""
+        try:
+            yield
+        finally:
+            if self.loop is loop:
+                self._end = None
+                await self._close()
 
 
 def shown(error: BaseException) -> str:

@@ -65,6 +65,7 @@ class MemoryEngine:
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
         self._changed: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that serves
 
     @classmethod
     def from_url(cls, url: str) -> MemoryEngine:
@@ -100,12 +101,16 @@ class MemoryEngine:
         return next((row.job.id for row in self._rows.values() if row.job.key == key and row.dead is None), None)
 
     def _wake(self) -> None:
-        if self._changed is not None:
+        if self._changed is not None and self._loop is not None and not self._loop.is_closed():
             self._changed.set()
 
     async def serve(self, handle: Handle, *, queues: Sequence[str], concurrency: int, stop: asyncio.Event) -> None:
         """Deliver jobs until `stop` is set; see `Engine.serve`."""
         self._changed = changed = asyncio.Event()
+        if self._loop is not None and self._loop.is_closed():
+            for row in self._rows.values():
+                row.running = False  # it was, on a loop that is gone
+        self._loop = asyncio.get_running_loop()
         stopper = asyncio.create_task(stop.wait())
         stopper.add_done_callback(lambda _: changed.set())
         running: set[asyncio.Task[None]] = set()

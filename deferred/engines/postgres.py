@@ -20,7 +20,7 @@ from pgqueuer.adapters.persistence.queries import Queries
 from deferred.engines._pgqueuer import LOST, Connection, Envelope, Pool, Statements, arguments, asyncpg, columns
 from deferred.engines._pgservice import Service
 from deferred.engines._protocol import Capabilities, DeadJob, Depth, Handle, Job
-from deferred.engines._support import Trouble, Turns, positive, printable, raw_connection, stopped_within
+from deferred.engines._support import Home, Trouble, Turns, positive, printable, raw_connection, stopped_within
 from deferred.exceptions import EngineError
 
 __all__ = ["PostgresEngine"]
@@ -105,7 +105,9 @@ class PostgresEngine:
         self._joined: weakref.WeakSet[Any] = weakref.WeakSet()
         self._turns = Turns()
         # Neither the user nor the password of the URL is ever shown.
-        self._trouble = Trouble(f"engine postgresql://{rest.rpartition('@')[2].partition('?')[0]}")
+        name = f"engine postgresql://{rest.rpartition('@')[2].partition('?')[0]}"
+        self._trouble = Trouble(name)
+        self._home = Home(name, self.close, self._forget)
 
     @classmethod
     def from_url(cls, url: str) -> PostgresEngine:
@@ -119,6 +121,9 @@ class PostgresEngine:
         await self._ready()
 
     async def _ready(self) -> Pool:
+        if self._home.loop is not asyncio.get_running_loop():
+            await self._home.enter()
+            self._opening = asyncio.Lock()
         if self._pool is not None and self._checked:
             return self._pool
         async with self._opening:
@@ -168,8 +173,12 @@ class PostgresEngine:
             raise EngineError(message)
         return self._statements
 
+    def _forget(self) -> None:
+        self._pool, self._checked = None, False
+
     async def close(self) -> None:
         """Close every connection."""
+        await self._home.leave()
         pool, self._pool = self._pool, None
         self._checked = False
         if pool is not None:

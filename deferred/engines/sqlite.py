@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import sqlite3
 import time
 import weakref
@@ -22,7 +23,6 @@ import aiosqlite
 import msgspec
 from cairnq.context import TaskContext
 from cairnq.errors import ProtocolVersionMismatch
-from cairnq.retention import Retention, RetentionSweeper
 from cairnq.worker import Worker
 
 from deferred.engines._cairnq import NAME, UNBOUNDED, Store
@@ -37,11 +37,13 @@ from deferred.engines._protocol import (
     Job,
     RetryIn,
 )
-from deferred.engines._support import Trouble, UnreachableError, clean, persist, positive, raw_connection
+from deferred.engines._support import Home, Trouble, UnreachableError, clean, persist, positive, raw_connection
 from deferred.exceptions import EngineError
 
 __all__ = ["SQLiteEngine"]
 
+
+PRUNED_AT_A_TIME = 1000
 
 IN_THE_WAY = {sqlite3.SQLITE_OK, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 """What opening a file ends with where its path or its permissions are wrong; OK is where there is no folder."""
@@ -105,9 +107,8 @@ class SQLiteEngine:
         self._busy_ms = int(positive(busy_timeout, "busy_timeout") * 1000)
         self._keep_ms = int(positive(keep, "keep") * 1000)
         self._store: Store | None = None
-        self._sweeper: RetentionSweeper | None = None
-        self._serving = 0  # calls of serve()
         self._trouble = Trouble(f"engine sqlite:///{self.path}")
+        self._home = Home(f"engine sqlite:///{self.path}", self.close, self._forget)
         self._joined: weakref.WeakSet[aiosqlite.Connection] = weakref.WeakSet()
 
     @classmethod
@@ -127,20 +128,13 @@ class SQLiteEngine:
         await self._ready()
 
     async def _ready(self) -> Store:
+        if self._home.loop is not asyncio.get_running_loop():
+            await self._home.enter()
         if self._store is None:
             # It reads its statements from files.
             store = await asyncio.to_thread(self._open)
             if self._store is None:
-                sweeper = RetentionSweeper(
-                    store,
-                    Retention(
-                        {"succeeded": self._keep_ms, "canceled": self._keep_ms},
-                        interval_ms=max(1000, self._keep_ms // 4),
-                        on_error=partial(self._trouble.tell, "deleting finished jobs"),
-                    ),
-                )
-                store.use_retention(sweeper)
-                self._store, self._sweeper = store, sweeper
+                self._store = store
         try:
             await self._store.connect()
         except ProtocolVersionMismatch as error:
@@ -167,14 +161,18 @@ class SQLiteEngine:
             # Somebody else is writing, or the disk is full: cairnq waits, or says so itself.
         return Store(self.path, busy_timeout_ms=self._busy_ms)
 
+    def _forget(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            asyncio.get_running_loop().run_in_executor(None, store.leave)
+
     async def close(self) -> None:
         """Close the file."""
-        store, sweeper = self._store, self._sweeper
-        if not self._serving:  # who serves opens it again, and has no other
-            self._store = self._sweeper = None
-        if sweeper is not None:
-            await sweeper.stop()
+        await self._home.leave()
+        store = self._store
         if store is not None:
+            if not store.leases:  # who serves opens it again, and has no other
+                self._store = None
             await store.close()
 
     # -- storing --------------------------------------------------------------------------------
@@ -274,20 +272,41 @@ class SQLiteEngine:
             store.leases[worker.worker_id] = leases
             worker.register(NAME, partial(self._deliver, store, leases, handle))
             watching = asyncio.create_task(leases.watch())
+            tending = asyncio.create_task(self._tend())
             stopper = asyncio.create_task(stop.wait())
             stopper.add_done_callback(lambda _: worker.stop())
             try:
                 await worker.run()
             finally:
-                stopper.cancel()
-                watching.cancel()
+                for task in (stopper, watching, tending):
+                    task.cancel()
                 del store.leases[worker.worker_id]
 
-        self._serving += 1
-        try:
-            await persist(attempt, stop, tell)
-        finally:
-            self._serving -= 1
+        await persist(attempt, stop, tell)
+
+    async def _tend(self) -> None:
+        """Keep the table in order while this process serves; until cancelled."""
+        pause = max(1.0, min(self._lease_ms, self._keep_ms / 4) / 1000)
+        while True:
+            try:
+                await (await self._ready())._fetch("deferred_turn_back", {})
+                await self.prune()
+            except Exception as error:  # noqa: BLE001  # a driver raises what it likes; told, and tried again
+                self._trouble.tell("keeping the table in order", error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret
+
+    async def prune(self) -> int:
+        """Delete jobs that finished more than `keep` seconds ago; return how many."""
+        store = await self._ready()
+        pruned = 0
+        for status in ("succeeded", "canceled"):
+            rows = PRUNED_AT_A_TIME
+            while rows == PRUNED_AT_A_TIME:
+                rows = len(
+                    await store.purge(older_than_ms=self._keep_ms, status=status, name=NAME, limit=PRUNED_AT_A_TIME)
+                )
+                pruned += rows
+        return pruned
 
     async def _deliver(self, store: Store, leases: Leases, handle: Handle, ctx: TaskContext) -> None:
         """Run one delivery; what returns normally is finished, and cairnq notes it."""

@@ -2,16 +2,21 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import sqlite3
 import sys
+import threading
+import time
 
 import aiosqlite
 import pytest
+from cairnq.store import sqlite as cairnq
 from databases import Database
 
 from deferred import EngineError
 from deferred.engines import Done, Job, find_engine
+from deferred.engines._bench import Server as Worker
 from deferred.engines.sqlite import SQLiteEngine
 
 
@@ -212,7 +217,7 @@ async def test_finished_jobs_are_deleted(tmp_path):
 
     await engine.serve(handle, queues=["deferred"], concurrency=1, stop=stop)
     await asyncio.sleep(0.01)  # the rows' own clock is the wall's
-    assert await engine._sweeper.sweep() == 2
+    assert await engine.prune() == 2
     await engine.close()
 
 
@@ -240,3 +245,35 @@ async def test_trouble_is_said_once_and_so_is_its_end(engine, caplog):
     first, second = (record.getMessage() for record in caplog.records)
     assert first.endswith("claim failed, and is tried again: OperationalError: disk I/O error")
     assert second.endswith("works again")
+
+
+async def test_a_clock_that_is_put_back_holds_nothing_up(tmp_path, monkeypatch):
+    """What was stored, claimed or delayed an hour ahead of the clock waits no longer than it would have. D22."""
+    ahead = 3_600_000
+    monkeypatch.setattr(cairnq, "now_ms", lambda: int(time.time() * 1000) + ahead)
+    engine = SQLiteEngine(tmp_path / "jobs.db", lease=0.2, poll=0.01)
+    await engine.enqueue([job("stored"), job("delayed", delay=60), job("held")])
+    store = await engine._ready()
+    await store._conn.execute(
+        "update cairnq_tasks set status = 'running', worker_id = 'gone', attempt = 1, "
+        "lease_until_ms = updated_at_ms + 200 where id = 'held'"
+    )
+    ahead = 0
+    async with Worker(engine) as worker:
+        assert {delivery.id for delivery in await worker.all(2)} == {"stored", "held"}
+    ((due,),) = await store._conn.execute_fetchall("select run_at_ms from cairnq_tasks where id = 'delayed'")
+    assert 0 < due - time.time() * 1000 <= 60_000
+    await engine.close()
+
+
+async def test_an_opening_that_fails_midway_leaves_nothing_open(tmp_path, recwarn):
+    """Where the tables cannot be made, neither a connection nor its thread is left behind. C30."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
+        connection.execute("create table cairnq_migrations (somebody_elses text)")
+    engine = SQLiteEngine(tmp_path / "jobs.db")
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        await engine.setup()
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if "worker_thread" in thread.name]
+    assert not recwarn.list
+    await engine.close()

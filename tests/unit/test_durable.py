@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from deferred import Supervisor, TaskEnqueued
-from deferred._delivery import error_text, read_note
+from deferred._delivery import Note, error_text, read_note
 from deferred._suspects import HUSH, Suspects
 from deferred.engines import Delivery
 from deferred.exceptions import EngineError
@@ -31,6 +31,34 @@ async def test_a_context_without_durable_work():
     supervisor._launcher.durable = None
     with supervisor.context() as ctx, pytest.raises(EngineError, match="no supervisor with durable work"):
         ctx._store(None, (), {})
+
+
+def test_the_next_loop_serves_too():
+    """S15: where a loop broke off the serving of durable work, the next that opens the supervisor serves it."""
+    supervisor, done = Supervisor(engine="memory://"), []
+
+    @supervisor.task("note")
+    async def note(number: int) -> None:
+        done.append(number)
+
+    async def break_off(number):
+        supervisor.open()
+        with supervisor.context() as ctx:
+            await ctx.enqueue(note, number)
+        while number not in done:
+            await asyncio.sleep(0)
+
+    for number in range(2):
+        asyncio.run(break_off(number))
+
+
+@pytest.mark.parametrize(("since", "now", "elapsed"), [(100.0, 130.0, 30.0), (4_000.0, 130.0, 0.0), (0.0, 130.0, 0.0)])
+def test_the_time_since_the_first_attempt(since, now, elapsed):
+    """D22: a clock that has been put back counts from where it is now: the policy's total time goes on from there."""
+    delivery = Delivery(id="1", name="mail", payload=b"{}", delivered_at=now)
+    note = Note(since=since).begun(delivery)
+    assert note.redelivery(delivery).elapsed == elapsed
+    assert note.since <= now
 
 
 @pytest.mark.looptime
