@@ -34,10 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give a marked test the fixture, whether or not it asks for it."""
+    """Give a marked test the fixture, whether or not it asks for it; have it watch what other fixtures do."""
     names = getattr(item, "fixturenames", None)
-    if names is not None and item.get_closest_marker("deferred") is not None and "deferred" not in names:
-        names.insert(0, "deferred")
+    if names is None:
+        return
+    if "deferred" in names:
+        names.remove("deferred")
+    elif item.get_closest_marker("deferred") is None:
+        return
+    names.insert(0, "deferred")
 
 
 @pytest.fixture
@@ -97,7 +102,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             item.stash[_FAILED] = True
             _report(item, kit)
             raise
-    kit.settle_sync(kit.timeout)
+    kit.settle_sync(kit.timeout, held=False)  # a context of a fixture is closed as that is torn down
     _judge(kit)
     return result
 
@@ -122,7 +127,7 @@ def _waiting(item: pytest.Item, kit: Kit) -> Generator[None, None, None]:
     async def test(*args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
         await function(*args, **kwargs)
-        await kit.settle(kit.timeout)
+        await kit.settle(kit.timeout, held=False)
 
     holder.obj = test
     try:

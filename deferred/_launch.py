@@ -339,8 +339,11 @@ class Launcher(Settlement):
     async def drain_context(self, context: UnitOfWork, timeout: float | None, /) -> DrainReport:
         """Drain the tasks of one context; the counts are of its whole life."""
         limit = self.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        if context.pending and (loop := running_loop()) is not self.loop:
+        loop = running_loop()
+        if context.pending and loop is not self.loop:
             self.meet(loop, context)  # says which loop it is to be drained on
+        if loop is None:  # under trio, where nothing was deferred
+            return DrainReport(context._finished, context._failed, (), ())
         drain = Drain(
             self.tasks,
             limit,

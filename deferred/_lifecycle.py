@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from asyncio import _get_running_loop as running_loop
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from deferred._process import alive
 from deferred._retry import seconds
 from deferred._run import current_task
 from deferred._task import TaskHandle
+from deferred.exceptions import EventLoopError
 
 __all__ = ["Lifecycle"]
 
@@ -70,9 +72,18 @@ class Lifecycle:
         closes it for all of them, because the app that is told first of the shutdown is the
         outermost. Once it is closed, the next opening opens it again, also when not every
         opening before had its closing. Opened while it closes, it stays open.
+
+        Raises:
+            EventLoopError: No asyncio event loop runs here.
         """
         launcher = self._launcher
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
+        if loop is None:
+            message = (
+                "a supervisor is opened on a running asyncio event loop, and none runs here: do so in a coroutine, by "
+                "`async with supervisor:`. Under trio nothing can be deferred, and there is nothing to open"
+            )
+            raise EventLoopError(message)
         self._openings_ever += 1
         if launcher.lazy or (launcher.loop is not None and launcher.loop.is_closed()):
             self._openings = 0  # it was closed, or its last life broke off with its loop

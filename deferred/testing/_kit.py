@@ -18,6 +18,7 @@ from deferred._retry import seconds
 from deferred._settings import check_choice
 from deferred._supervisor import Supervisor, _newcomers
 from deferred._task import TaskHandle, Unit
+from deferred._unit import UnitOfWork
 from deferred.testing._captured import Asked, Captured
 from deferred.testing._client import open_aiohttp_client, open_client
 from deferred.testing._clock import BackoffClock
@@ -293,26 +294,31 @@ class Kit(Assertions, Conductor):
         self.findings.warn(None, limit, stacklevel=2)
         self.findings.raise_errors()
 
-    async def settle(self, timeout: float, unit: Unit | None = None) -> None:
-        """Wait for the work of one context or of all, cut it short at the timeout, and tell nobody."""
+    async def settle(self, timeout: float, unit: Unit | None = None, *, held: bool = True) -> None:
+        """Wait for the work of one context or of all, cut it short at the timeout, and tell nobody.
+
+        Args:
+            timeout: Seconds to wait at the most.
+            unit: The context; None for all.
+            held: Whether to wait as well for what waits until its context, still open, is closed.
+        """
         for launcher in self._launchers():
-            left = self._left(launcher, unit)
+            left = self._left(launcher, unit, held=held)
             if left and launcher.loop is not None and launcher.loop.is_running():
-                await elsewhere(launcher, self._settling(launcher, timeout, unit))
+                await elsewhere(launcher, self._settling(launcher, timeout, unit, held=held))
             elif left and launcher.loop is not None and launcher.loop.is_closed():
                 self._give_up(left)
         for launcher in self._launchers():
             self._look_for_strays(launcher)
 
-    def settle_sync(self, timeout: float) -> None:
-        """Wait for all work from outside its loop; note what can never end."""
+    def settle_sync(self, timeout: float, *, held: bool = True) -> None:
+        """Wait for all work from outside its loop; note what can never end. The arguments are those of `settle`."""
         for launcher in self._launchers():
-            left = self._left(launcher, None)
             loop = launcher.loop
-            if left and loop is not None and not loop.is_closed():
-                blocking(loop, self._settling(launcher, timeout, None))
-            elif left:
-                self._give_up(left)
+            if loop is None or loop.is_closed():
+                self._give_up(self._left(launcher, None))
+            elif self._left(launcher, None, held=held):
+                blocking(loop, self._settling(launcher, timeout, None, held=held))
 
     def _give_up(self, tasks: list[TaskHandle[Any]]) -> None:
         """Note tasks that can never end, once."""
@@ -322,9 +328,9 @@ class Kit(Assertions, Conductor):
     def _launchers(self) -> list[Launcher]:
         return [supervisor._launcher for supervisor in self._watched]
 
-    def _settling(self, launcher: Launcher, timeout: float, unit: Unit | None) -> Callable[[], Any]:
+    def _settling(self, launcher: Launcher, timeout: float, unit: Unit | None, *, held: bool) -> Callable[[], Any]:
         def left() -> list[TaskHandle[Any]]:
-            return self._left(launcher, unit)
+            return self._left(launcher, unit, held=held)
 
         async def settle() -> None:
             if not await settled(left, timeout):
@@ -333,9 +339,10 @@ class Kit(Assertions, Conductor):
 
         return settle
 
-    def _left(self, launcher: Launcher, unit: Unit | None) -> list[TaskHandle[Any]]:
+    def _left(self, launcher: Launcher, unit: Unit | None, *, held: bool = True) -> list[TaskHandle[Any]]:
         tasks = [*launcher.tasks, *launcher.detached]
-        return [task for task in tasks if task not in self._older and (unit is None or task._unit is unit)]
+        left = [task for task in tasks if task not in self._older and (unit is None or task._unit is unit)]
+        return left if held else [task for task in left if task not in (cast("UnitOfWork", task._unit)._waiting or ())]
 
     def _look_for_strays(self, launcher: Launcher) -> None:
         for stray, starter in strays_of(launcher, self._known.__contains__):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deferred import Execution, Supervisor, current_task
+from deferred import EventLoopError, Execution, Supervisor, current_task
 from deferred.integrations.asgi import DeferredMiddleware, deferred_from
 from tests.faults.support import fine
 
@@ -117,3 +117,37 @@ def test_there_is_no_task():
         return current_task()
 
     assert trio.run(main) is None
+
+
+def test_an_app_call_that_stays_open_for_work_ends():
+    """A69: with ``lifetime="request"`` a request that defers nothing is served as without the middleware."""
+
+    async def app(scope, receive, send):
+        await send(START)
+        await send(BODY)
+
+    assert trio.run(serve, DeferredMiddleware(app, lifetime="request")) == [START, BODY]
+
+
+def test_a_wrapped_function_that_defers_nothing_is_itself():
+    """A69: its result comes through, and so does its error."""
+
+    @Supervisor().wrap
+    async def handle(value):
+        await trio.sleep(0)
+        return 1 / value
+
+    assert trio.run(handle, 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        trio.run(handle, 0)
+
+
+def test_opening_a_supervisor_says_what_is_needed():
+    """A69: it has no loop to work on there, and says which it wants."""
+
+    async def serve_nothing():
+        async with Supervisor():
+            raise AssertionError
+
+    with pytest.raises(EventLoopError, match="asyncio event loop, and none runs here"):
+        trio.run(serve_nothing)

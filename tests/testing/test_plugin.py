@@ -198,6 +198,48 @@ def test_the_fixture_is_content_with_what_was_dealt_with(suite):
     result.assert_outcomes(passed=17, skipped=1)
 
 
+def test_a_context_of_a_fixture_is_open_to_the_end(suite):
+    """Its work starts as the fixture is torn down, in whatever order they are asked for, and is judged then."""
+    result = suite(
+        """
+        @pytest.fixture
+        def current():
+            with create_context() as ctx:
+                yield ctx
+
+        @pytest.fixture
+        async def handed():
+            ctx = create_context()
+            yield ctx
+            await wait_on_context(ctx)
+
+        @pytest.fixture
+        async def supervised():
+            async with supervisor:
+                with supervisor.context() as ctx:
+                    yield ctx
+
+        def test_current(current, deferred):
+            defer(fine)
+            deferred.assert_deferred(fine)
+
+        @pytest.mark.deferred
+        async def test_handed(handed):
+            handed.defer(fine)
+
+        async def test_failing(supervised, deferred):
+            supervised.defer(boom)
+
+        def test_forgotten(deferred):
+            async def main():
+                create_context().defer(fine)
+            asyncio.run(main())
+        """
+    )
+    result.assert_outcomes(passed=3, errors=1, failed=1)
+    result.stdout.fnmatch_lines(["*teardown of test_failing*", "*raised OSError: no route", "*FAILURES*", "*closed*"])
+
+
 STARLETTE = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
