@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import random
+import sys
 import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -130,26 +132,54 @@ def printable(texts: Iterable[str]) -> list[str]:
     return [text for text in texts if text.isprintable()]
 
 
-def raw_connection(connection: Any) -> Any:
-    """Return the driver's own connection inside one of the `databases` package; any other as it is.
+async def raw_connection(connection: Any) -> Any:
+    """Return the driver's own connection inside one of `databases` or SQLAlchemy; any other as it is.
 
     Raises:
-        EngineError: It is a `databases.Database`, which is no connection.
+        EngineError: It is a `databases.Database` or an `AsyncEngine`, which is no connection, or it is closed.
     """
     kind: type[object] = connection.__class__
-    if kind.__module__.partition(".")[0] == "databases":
-        if not hasattr(kind, "raw_connection"):
+    package = kind.__module__.partition(".")[0]
+    if package == "databases":
+        return _of_databases(connection)
+    return await _of_sqlalchemy(connection) if package == "sqlalchemy" else connection
+
+
+def _of_databases(connection: Any) -> Any:
+    kind: type[object] = connection.__class__
+    if not hasattr(kind, "raw_connection"):
+        message = (
+            f"connection is a databases {kind.__name__}, which is no connection: "
+            "pass `database.connection()`, or what `async with database.connection()` gives"
+        )
+        raise EngineError(message)
+    try:
+        return connection.raw_connection
+    except AssertionError as error:
+        message = "that connection is not connected: use it inside `async with database.connection()`"
+        raise EngineError(message) from error
+
+
+async def _of_sqlalchemy(connection: Any) -> Any:
+    """Return what is inside an AsyncSession or an AsyncConnection, its transaction begun as by any statement."""
+    errors: Any = sys.modules["sqlalchemy.exc"]
+    try:
+        if inspect.iscoroutinefunction(getattr(connection.__class__, "connection", None)):  # a session
+            connection = await connection.connection()
+        kind: type[object] = connection.__class__
+        if not hasattr(kind, "get_raw_connection"):
             message = (
-                f"connection is a databases {kind.__name__}, which is no connection: "
-                "pass `database.connection()`, or what `async with database.connection()` gives"
+                f"connection is a SQLAlchemy {kind.__name__}, which is no asynchronous connection: pass an "
+                "AsyncSession, or what `async with engine.begin()` gives. The job was not stored"
             )
             raise EngineError(message)
-        try:
-            return connection.raw_connection
-        except AssertionError as error:
-            message = "that connection is not connected: use it inside `async with database.connection()`"
-            raise EngineError(message) from error
-    return connection
+        raw = (await connection.get_raw_connection()).driver_connection
+        if hasattr(raw, "is_in_transaction") and not raw.is_in_transaction():
+            await connection.exec_driver_sql("select 1")  # asyncpg is sent its BEGIN with the first statement
+    except errors.InvalidRequestError as error:
+        message = f"that SQLAlchemy connection cannot be joined, and the job was not stored: {error}"
+        raise EngineError(message) from error
+    return raw
 
 
 class Turns:

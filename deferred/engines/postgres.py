@@ -67,10 +67,10 @@ class PostgresEngine:
 
     Example:
         >>> PostgresEngine("postgresql://localhost/app").capabilities.joins
-        ('asyncpg', 'databases')
+        ('asyncpg', 'databases', 'sqlalchemy')
     """
 
-    capabilities: Capabilities = Capabilities(durable=True, joins=("asyncpg", "databases"))
+    capabilities: Capabilities = Capabilities(durable=True, joins=("asyncpg", "databases", "sqlalchemy"))
 
     def __init__(
         self,
@@ -251,10 +251,10 @@ class PostgresEngine:
 
     async def _join(self, connection: Any) -> Any:
         """Return the asyncpg connection whose transaction is to be joined, or refuse."""
-        raw = raw_connection(connection)
+        raw = await raw_connection(connection)
         if not isinstance(raw, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy):
             message = (
-                f"connection must be an asyncpg connection, or one of the `databases` package on asyncpg, not a "
+                "connection must be one of asyncpg, or of SQLAlchemy or `databases` on asyncpg, not a "
                 f"{type(raw).__module__}.{type(raw).__qualname__}: the job was not stored. Without a connection it is "
                 "stored at once, in a transaction of its own"
             )

@@ -84,10 +84,10 @@ class SQLiteEngine:
 
     Example:
         >>> SQLiteEngine("jobs.db").capabilities.joins
-        ('aiosqlite', 'databases')
+        ('aiosqlite', 'databases', 'sqlalchemy')
     """
 
-    capabilities: Capabilities = Capabilities(durable=True, joins=("aiosqlite", "databases"))
+    capabilities: Capabilities = Capabilities(durable=True, joins=("aiosqlite", "databases", "sqlalchemy"))
 
     def __init__(
         self,
@@ -219,10 +219,10 @@ class SQLiteEngine:
 
     async def _join(self, connection: Any) -> aiosqlite.Connection:
         """Return the aiosqlite connection whose transaction is to be joined, or refuse."""
-        raw = raw_connection(connection)
+        raw = await raw_connection(connection)
         if not isinstance(raw, aiosqlite.Connection):
             message = (
-                f"connection must be an aiosqlite connection, or one of the `databases` package on SQLite, not a "
+                "connection must be one of aiosqlite, or of SQLAlchemy or `databases` on aiosqlite, not a "
                 f"{type(raw).__module__}.{type(raw).__qualname__}: the job was not stored. Without a connection it is "
                 "stored at once, in a transaction of its own"
             )
