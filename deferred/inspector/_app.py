@@ -54,7 +54,7 @@ class Inspector:
             work behind: what a load balancer or a page asks for all the time.
 
     Raises:
-        TypeError: `auth` is neither None nor callable, or `ignore` is one string.
+        TypeError: `auth` is neither None nor callable, or `hosts` or `ignore` is one string.
         ValueError: A bound is not positive.
 
     Example:
@@ -79,9 +79,10 @@ class Inspector:
             if not bound > 0:
                 message = f"{name} must be more than 0, not {bound!r}"
                 raise ValueError(message)
-        if isinstance(ignore, str):
-            message = f"ignore must be a list of beginnings of paths, such as [{ignore!r}], not one string"
-            raise TypeError(message)
+        for name, several, what in (("ignore", ignore, "beginnings of paths"), ("hosts", hosts, "host names")):
+            if isinstance(several, str):
+                message = f"{name} must be a list of {what}, such as [{several!r}], not one string"
+                raise TypeError(message)
         self._access = Access(auth, debug=debug, hosts=None if hosts is None else tuple(hosts))
         self._recorder = Recorder(
             supervisor, count=max_requests, size=max_bytes, age=max_age, arguments=arguments, ignore=tuple(ignore)

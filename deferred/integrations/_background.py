@@ -15,7 +15,7 @@ from sys import _getframe
 from types import CodeType
 from typing import Any, NamedTuple, cast
 
-from deferred._call import check_callable, name_of
+from deferred._call import Kind, check_callable, name_of
 from deferred._context import DeferredContext
 from deferred._current import context_outside
 from deferred._events import Execution
@@ -28,7 +28,7 @@ from deferred.exceptions import (
     TaskRejectedError,
 )
 
-__all__ = ["Site", "Work", "caller", "hand_over"]
+__all__ = ["Chain", "Site", "Work", "caller", "hand_over"]
 
 logger = logging.getLogger("deferred")
 
@@ -55,12 +55,12 @@ def caller() -> Site:
     return Site(frame.f_code, frame.f_lasti)
 
 
-async def hand_over(works: Iterable[Work], *, ordered: bool = True) -> list[Work]:
+async def hand_over(works: Iterable[Work], chain: Chain | None = None) -> list[Work]:
     """Register background tasks with the current context; wait for room where a limit is reached.
 
     Args:
         works: The tasks.
-        ordered: Whether each starts when the one before it has ended, however it did.
+        chain: Has each start when the one before it has ended, however it did; without it all start at once.
 
     Returns:
         Those that no context takes: the framework is to run them itself.
@@ -72,12 +72,22 @@ async def hand_over(works: Iterable[Work], *, ordered: bool = True) -> list[Work
     context = _context()
     if context is None:
         return list(left)
-    chain = _Chain(context) if ordered else None
+    if chain is not None:
+        chain.context = context
     while left:
+        work = left[0]
         try:
-            await _register(context, left[0], chain)
+            kind = check_callable(work.func)
+            if (room := context._host.room(context, name_of(work.func), patient=True)) is not None:
+                await room
+            if chain is None:
+                _register(context, kind, work)
+            else:
+                chain.add(kind, work)
         except (ContextClosedError, EventLoopError, SupervisorClosedError) as error:
             _warn(str(error))
+            if chain is not None:
+                chain.context = None
             break
         except TaskRejectedError:
             if context.status is None:
@@ -99,48 +109,55 @@ def _context() -> DeferredContext | None:
         return None
 
 
-async def _register(context: DeferredContext, work: Work, chain: _Chain | None) -> None:
-    kind = check_callable(work.func)
-    host = context._host
-    if (room := host.room(context, name_of(work.func), patient=True)) is not None:
-        await room
+def _register(context: DeferredContext, kind: Kind, work: Work, *, held: bool = False) -> TaskHandle[Any]:
     place: Any = work.site  # as good as the frame that it was taken of
-    held = chain is not None and chain.running
-    task = context._register_slowly(
-        kind, work.func, work.args, work.kwargs, context._options, place, Execution.DEFERRED, held=held
+    options = context._options
+    return context._register_slowly(
+        kind, work.func, work.args, work.kwargs, options, place, Execution.DEFERRED, held=held
     )
-    if chain is not None and not task.done():  # else it was discarded
-        chain.add(task)
 
 
-class _Chain:
+class Chain:
     """Tasks of one context that run one after the other. Lives until the last of them has ended."""
 
-    def __init__(self, context: DeferredContext) -> None:
-        self._context = context
+    def __init__(self) -> None:
+        self.context: DeferredContext | None = None  # which takes them, from the time that they are handed over
         self._held: deque[TaskHandle[Any]] = deque()
-        self.running = False
+        self._running = False
 
-    def add(self, task: TaskHandle[Any]) -> None:
-        """Put a task that has just been registered behind those before it."""
-        if self.running:
+    def take(self, work: Work) -> bool:
+        """Take a task that comes when the others were handed over; False if they were not, or all is over."""
+        context = self.context
+        if context is None or (context._ended and not context.pending):
+            return False
+        # A task that runs may add one from its thread, and so may a dependency that is cleaned up.
+        context._host.on_loop(self.add, check_callable(work.func), work)
+        return True
+
+    def add(self, kind: Kind, work: Work) -> None:
+        """Register a task behind those before it; on the event loop."""
+        context = cast("DeferredContext", self.context)
+        task = _register(context, kind, work, held=self._running)
+        if task.done():
+            return  # it was discarded
+        if self._running:
             self._held.append(task)
         else:
             self._watch(task)
 
     def _watch(self, task: TaskHandle[Any]) -> None:
-        self.running = True
+        self._running = True
         ended = asyncio.get_running_loop().create_future()
         ended.add_done_callback(self._go_on)
         task._waiters = [*(task._waiters or ()), ended]
 
     def _go_on(self, _ended: asyncio.Future[None]) -> None:
         """Launch the next task: the one before it has ended."""
-        self.running = False
+        self._running = False
         while self._held:
             task = self._held.popleft()
             if not task.done():
-                self._context._host.launch(task, eager=False)
+                cast("DeferredContext", self.context)._host.launch(task, eager=False)
             if not task.done():
                 self._watch(task)
                 return

@@ -29,7 +29,7 @@ from deferred._supervisor import Supervisor
 from deferred.exceptions import TaskRejectedError
 from deferred.execution import Execution, execution_of
 from deferred.integrations import asgi
-from deferred.integrations._background import Work, caller, hand_over
+from deferred.integrations._background import Chain, Work, caller, hand_over
 from deferred.integrations._rejection import OVERLOADED, rejection_in, retry_after
 from deferred.integrations._servers import Served, owner
 from deferred.integrations.asgi import deferred_from
@@ -226,7 +226,7 @@ class BackgroundTasks(background_tasks.BackgroundTasks):
 
     async def __call__(self) -> None:
         """Hand the tasks over to the context; run here what it does not take."""
-        left = await hand_over(self._works(), ordered=not self.run_in_task_group)
+        left = await hand_over(self._works(), None if self.run_in_task_group else Chain())
         if left:
             tasks = [background_tasks.BackgroundTask(work.func, *work.args, **work.kwargs) for work in left]
             await background_tasks.BackgroundTasks(tasks, self.run_in_task_group)()

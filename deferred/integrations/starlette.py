@@ -18,7 +18,7 @@ from typing import Any, ParamSpec
 from starlette import background
 
 from deferred._call import check_callable
-from deferred.integrations._background import Site, Work, caller, hand_over
+from deferred.integrations._background import Chain, Site, Work, caller, hand_over
 from deferred.integrations.asgi import DeferredMiddleware, deferred_from
 
 __all__ = ["BackgroundTask", "BackgroundTasks", "DeferredMiddleware", "deferred_from"]
@@ -68,11 +68,13 @@ class BackgroundTasks(background.BackgroundTasks):
         ['print']
     """
 
+    _chain: Chain | None = None
+
     def __init__(self, tasks: Sequence[background.BackgroundTask] | None = None) -> None:
         super().__init__(tasks)
 
     def add_task(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Add a function to be called with these arguments once the response is out.
+        """Add a function to be called with these arguments once the response is out, after those added before.
 
         Raises:
             TypeError: `func` is no function that could be run.
@@ -80,12 +82,18 @@ class BackgroundTasks(background.BackgroundTasks):
         check_callable(func, "add_task")
         task = BackgroundTask(func, *args, **kwargs)
         task._site = caller()
-        self.tasks.append(task)
+        if self._chain is None or not self._chain.take(next(task._works())):
+            self.tasks.append(task)
 
     async def __call__(self) -> None:
         """Hand the tasks over to the context; run here what it does not take."""
-        for work in await hand_over(self._works()):
+        added = len(self.tasks)
+        self._chain = Chain()
+        for work in await hand_over(self._works(), self._chain):
             await background.BackgroundTask(work.func, *work.args, **work.kwargs)()
+        while added < len(self.tasks):  # by those that have run here
+            await self.tasks[added]()
+            added += 1
 
     def _works(self) -> Iterator[Work]:
         for task in self.tasks:

@@ -207,6 +207,12 @@ def test_auth_of_the_wrong_kind_is_refused(auth):
         Inspector(Supervisor(), auth=auth)
 
 
+def test_one_host_name_is_no_list_of_them():
+    """Its characters would be names that nobody asks for, and everybody would be refused."""
+    with pytest.raises(TypeError, match=r"such as \['admin.example'\]"):
+        Inspector(Supervisor(), hosts="admin.example")
+
+
 @pytest.mark.parametrize(
     ("operators", "message"),
     [({}, "nobody"), ({"ada": "short"}, "at least 8"), ({"a:b": "long enough"}, "without a colon")],

@@ -352,6 +352,30 @@ async def test_the_body_cannot_be_read_twice(script):
     assert [event.error for event in told] == ([] if handles[0].error is None else [handles[0].error])
 
 
+@pytest.mark.parametrize("synchronous", [False, True])
+async def test_a_dependency_may_add_tasks_as_it_is_cleaned_up(script, synchronous):
+    """S7: when the response is out, and the tasks of the handler are on their way, they go behind those."""
+    supervisor = Supervisor()
+    app = app_of(supervisor)
+
+    def clean_up(background: BackgroundTasks):
+        yield
+        background.add_task(script.work, "cleaned up")
+
+    async def clean_up_later(background: BackgroundTasks):
+        yield
+        background.add_task(script.work, "cleaned up")
+
+    @app.get("/", dependencies=[Depends(clean_up if synchronous else clean_up_later)])
+    async def handler(background: BackgroundTasks):
+        background.add_task(script.work, "handled")
+
+    async with Client(app) as client:
+        await client.get("/")
+        await idle(supervisor)
+    assert script.noted == ["handled", "cleaned up"]
+
+
 async def test_responses_are_typed_and_documented_as_before():
     """The annotations add nothing to the OpenAPI schema, and a returned response is the app's own."""
     app = FastAPI()

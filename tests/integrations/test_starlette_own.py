@@ -130,6 +130,51 @@ async def test_a_single_task_may_serve_many_responses(script):
     assert len(set(labels)) == 2
 
 
+@pytest.mark.parametrize("bare", [False, True])
+async def test_tasks_may_add_tasks(bare):
+    """A17: what a task adds, from the event loop or a thread, runs behind all that was there, as Starlette has it."""
+    supervisor, noted = Supervisor(), []
+
+    async def handler(request):
+        tasks = BackgroundTasks()
+
+        async def first():
+            tasks.add_task(noted.append, "from the first")
+            await turns(3)
+            noted.append("first")
+
+        def second():
+            noted.append("second")
+            tasks.add_task(noted.append, "from the second")
+
+        tasks.add_task(first)
+        tasks.add_task(second)
+        return PlainTextResponse("now", background=tasks)
+
+    async with Client(app_of(handler, None if bare else supervisor)) as client:
+        await client.get("/")
+        await idle(supervisor)
+    assert noted == ["first", "second", "from the first", "from the second"]
+
+
+async def test_a_task_that_is_added_when_all_is_over_waits_for_the_next_response(script):
+    """As with Starlette's own: the list may be sent with another response."""
+    tasks = BackgroundTasks()
+    supervisor = Supervisor()
+
+    async def handler(request):
+        return PlainTextResponse("now", background=tasks)
+
+    async with Client(app_of(handler, supervisor)) as client:
+        await client.get("/")
+        tasks.add_task(script.work, "late")
+        await turns(3)
+        assert script.noted == []
+        await client.get("/")
+        await idle(supervisor)
+    assert script.noted == ["late"]
+
+
 async def test_a_single_task_runs_without_the_middleware_too(script):
     """A `BackgroundTask` without the middleware is called by Starlette as its own is."""
 
