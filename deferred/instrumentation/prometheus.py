@@ -1,8 +1,8 @@
 """Prometheus: every measure of deferred work as a metric of a registry.
 
 Names and labels are those of `deferred.instrumentation._measures` in Prometheus' spelling:
-``deferred.task.queue_time`` is ``deferred_task_queue_time_seconds``. Needs the extra
-``prometheus``.
+``deferred.task.queue_time`` is ``deferred_task_queue_time_seconds``, and a counter's name ends in
+``_total``. Needs the extra ``prometheus``.
 """
 
 from __future__ import annotations
@@ -65,13 +65,15 @@ class PrometheusHook(Recorder):
 
 
 def _metric(measured: Measured, registry: CollectorRegistry) -> Any:  # of its three classes
-    name, kind, unit, description = measured.value
+    name, kind, _, description = measured.value
     names = [_spell(label) for label in _LABELS.get(measured, _TASK)]
     spelled = name.replace(".", "_")
     if kind is Kind.HISTOGRAM:
         return Histogram(f"{spelled}_seconds", description, names, registry=registry, buckets=BUCKETS)
-    made = Counter if kind is Kind.COUNTER else Gauge
-    return made(spelled + ("s" if unit == "{task}" else ""), description, names, registry=registry)
+    if kind is Kind.COUNTER:
+        return Counter(spelled, description, names, registry=registry)
+    # Of several processes that share a folder: what those count that live.
+    return Gauge(spelled, description, names, registry=registry, multiprocess_mode="livesum")
 
 
 def _spell(label: str) -> str:

@@ -1,11 +1,15 @@
 """Measures of deferred work, in OpenTelemetry and in Prometheus: the same numbers."""
 
 import asyncio
+import os
+import subprocess
+import sys
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from deferred import Retry, Supervisor, TaskRejectedError
 from deferred.instrumentation import _measures
@@ -198,8 +202,34 @@ def test_prometheus_exposes_them_by_their_names():
         "deferred_task_active",
         "deferred_task_pending",
         "deferred_task_retries_total",
-        "deferred_task_rejected",
-        "deferred_task_abandoned",
+        "deferred_task_rejected_total",
+        "deferred_task_abandoned_total",
         "deferred_drain_duration_seconds",
     ):
-        assert f"# HELP {name}" in text
+        assert f"# HELP {name} " in text
+
+
+def test_worker_processes_that_share_a_folder_are_summed(tmp_path):
+    """Prometheus: of gauges the processes that live count, without a time series for each that there ever was."""
+    work = """
+import asyncio, os, sys
+from deferred import Supervisor
+from deferred.instrumentation.prometheus import PrometheusHook
+
+async def main():
+    async with Supervisor(hooks=[PrometheusHook()]) as supervisor:
+        with supervisor.context() as ctx:
+            ctx.with_options(name="nap").defer(asyncio.sleep, 60)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        os._exit(0)
+
+asyncio.run(main())
+"""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", work], env=environment, check=True, timeout=60)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(tmp_path))
+    labels = {"task_name": "nap", "execution": "deferred"}
+    assert registry.get_sample_value("deferred_task_active", labels) == 2
