@@ -217,7 +217,7 @@ async def test_work_goes_on_when_connections_are_cut(engine, postgres_url, whose
                 "where datname = current_database() and pid <> pg_backend_pid() and lower(query) like $1",
                 whose,
             )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:  # a connection of the pool may be found to be dead by the first who uses it
                 with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     await engine.enqueue([job("after")])
@@ -312,7 +312,7 @@ async def test_jobs_of_others_are_parked_unrun(engine, postgres_url):
     async with connected(postgres_url) as connection:
         await Queries.from_asyncpg_connection(connection).enqueue("deferred", b"?")
         async with Worker(engine) as worker:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while await connection.fetchval("select status from pgqueuer") != "failed":
                     await asyncio.sleep(0.02)
             assert worker.delivered.empty()

@@ -119,11 +119,11 @@ def test_a_killed_demo_is_started_again(tmp_path):
         while True:
             assert time.monotonic() < deadline
             try:
-                if httpx.get(f"{app.url}/dev/timeline").json()["process"] != first:
+                if httpx.get(f"{app.url}/dev/timeline", timeout=60).json()["process"] != first:
                     break
             except (httpx.HTTPError, json.JSONDecodeError):
                 time.sleep(0.02)  # the connection was one of the process that died
-        assert httpx.get(f"{app.url}/api/stats").json() == {"runners": 1}
+        assert httpx.get(f"{app.url}/api/stats", timeout=60).json() == {"runners": 1}
         code, output = app.stop()
 
     assert code == 0
@@ -139,7 +139,7 @@ def test_whoever_kills_the_parent_kills_the_demo(tmp_path):
         while True:
             assert time.monotonic() < deadline
             try:
-                httpx.get(f"{app.url}/health/live")
+                httpx.get(f"{app.url}/health/live", timeout=60)
             except httpx.HTTPError:
                 break
             time.sleep(0.02)  # between two looks

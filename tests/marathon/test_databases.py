@@ -38,7 +38,7 @@ async def database(where):
     database = make(where)
     await database.open()
     yield database
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await database.close()
 
 
@@ -185,7 +185,7 @@ async def test_a_write_inside_a_write_is_refused(database, where):
         await adding("outer")(connection)
         await database.write(adding("inner"))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         results = await asyncio.gather(*(database.write(nested) for _ in range(10)), return_exceptions=True)
     await database.write(adding("stored"))
 

@@ -54,7 +54,7 @@ class App:
         self.process = process
         self.output = output
         self.url = output.url
-        self.client = httpx.Client(base_url=self.url)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def register(self, route, **changes):
         """Post a registration; return the answer."""
@@ -360,7 +360,7 @@ def test_too_large_a_body_is_not_read(tmp_path):
     with running(tmp_path) as app:
         headers = {"content-type": "application/json"}
         for content in (b" " * 100_000, endless()):
-            response = httpx.post(f"{app.url}/api/marathon-waituntil", content=content, headers=headers)
+            response = httpx.post(f"{app.url}/api/marathon-waituntil", content=content, headers=headers, timeout=60)
             assert response.status_code == 413
         assert app.client.get("/api/stats").json() == {"runners": 0}
 

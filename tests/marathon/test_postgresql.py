@@ -20,7 +20,7 @@ async def opened(url, **options):
     database = PostgresDatabase(url, schema=SCHEMA, **options)
     await database.open()
     yield database
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await database.close()
     assert database._pool is None
 
@@ -220,7 +220,7 @@ async def test_asyncpg_is_closed_though_a_query_hangs(postgresql, monkeypatch, c
     reading = asyncio.create_task(database.fetch_one("SELECT pg_sleep(30)"))
     while not held(database):
         await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await database.close()
     with pytest.raises((DatabaseUnavailableError, asyncpg.InterfaceError)):
         await reading
