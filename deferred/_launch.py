@@ -226,14 +226,17 @@ class Launcher(Settlement):
             self.make_room(task.name)
         options = task._options
         loop: Any = self.loop
-        if (self.plain if options is self.options else options.plain and self.task_scope is None) and (
-            task._kind is not _SYNC
+        ours = loop.get_task_factory() is None  # else what a task runs may be hidden inside of another coroutine
+        if (
+            ours
+            and (self.plain if options is self.options else options.plain and self.task_scope is None)
+            and task._kind is not _SYNC
         ):
             coroutine = run_plain(task, self)
         else:
             coroutine = run_task(task, self)
         try:
-            if _EAGER and eager and loop.get_task_factory() is None:
+            if _EAGER and eager and ours:
                 runner = _Task(coroutine, loop=loop, context=task._vars, eager_start=True)
             else:
                 runner = loop.create_task(coroutine, context=task._vars)

@@ -285,7 +285,14 @@ async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[
         except asyncio.CancelledError:
             # Without a stop from outside it was a timeout: that attempt is over, its thread is not.
             if future.done() or task._stopped_by is None or thread.cancel():
+                future.add_done_callback(partial(_tell_late, task))
                 raise
+
+
+def _tell_late(task: TaskHandle[Any], future: asyncio.Future[Any]) -> None:
+    """Log what a thread has raised after its attempt was over."""
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.warning("a thread of task %r, left behind by its attempt, has failed", task.name, exc_info=error)
 
 
 async def _judge(  # noqa: PLR0911  # a list of reasons

@@ -366,7 +366,8 @@ def task_here() -> TaskHandle[Any] | None:
     """Return the task that the running asyncio task was made for; None in any other, and in none at all."""
     runner: Any = asyncio.current_task()
     frame = None if runner is None else getattr(runner.get_coro(), "cr_frame", None)
-    if frame is None or frame.f_code not in runner_codes:
-        return None
-    task: TaskHandle[Any] = frame.f_locals["task"]
-    return task
+    if frame is not None and frame.f_code in runner_codes:
+        found: TaskHandle[Any] = frame.f_locals["task"]
+        return found
+    task = running_task.get(None)  # a task factory may have put the coroutine inside of another
+    return task if task is not None and runner is not None and task._runner is runner else None

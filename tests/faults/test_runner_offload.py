@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import os
 import threading
 
@@ -9,7 +10,7 @@ import pytest
 
 from deferred import Supervisor, TaskState
 from deferred._offload import DaemonThreads
-from tests.faults.support import Told, fine, nothing_left, settled, turns, until
+from tests.faults.support import Told, fine, loop_errors, nothing_left, settled, turns, until
 
 SHORT = {"drain_timeout": 0, "cancel_grace": 0.05}
 
@@ -139,6 +140,34 @@ class TestThreads:
             release.set()
             await first
         assert ran == []
+
+    @pytest.mark.looptime
+    async def test_a_thread_that_fails_after_its_attempt(self, caplog):
+        """A65, S13: what a thread raises that a timeout has left behind is logged by us, not lost to the loop."""
+        given = []
+
+        class Keeps(concurrent.futures.Executor):
+            def submit(self, fn, /, *args, **kwargs):
+                given.append(concurrent.futures.Future())
+                given[-1].set_running_or_notify_cancel()
+                return given[-1]
+
+        async with Supervisor(offload=Keeps()) as supervisor:
+            with supervisor.context() as ctx:
+                handles = [ctx.with_options(timeout=1).defer(len, ()) for _ in range(2)]
+            for handle in handles:
+                await handle.settled()
+            caplog.clear()
+            with loop_errors() as loose:
+                given[0].set_exception(OSError("late"))
+                given[1].set_result("late")
+                given.clear()
+                await turns(5)
+                gc.collect()
+        (record,) = caplog.records
+        assert record.getMessage() == "a thread of task 'len', left behind by its attempt, has failed"
+        assert str(record.exc_info[1]) == "late"
+        assert not loose
 
     async def test_no_thread_can_be_started(self, monkeypatch):
         """A66, S13: where no thread can be started that task fails and never runs later; the next one runs."""

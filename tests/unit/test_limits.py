@@ -296,6 +296,34 @@ class TestHosts:
                 loop.set_task_factory(None)
         assert handle.result() == ("the handler's", handle)
 
+    async def test_a_task_factory_that_wraps_what_is_run(self):
+        """S6, S10: a task knows itself, and lends its slot, though a tracer runs its coroutine inside its own."""
+        loop = asyncio.get_running_loop()
+
+        async def traced(coro):
+            return await coro
+
+        async def child():
+            return current_task(), await asyncio.gather(name())
+
+        async def name():
+            return current_task().name
+
+        async def parent():
+            return current_task(), await defer(child)
+
+        async with Supervisor(max_running=1) as supervisor:
+            loop.set_task_factory(lambda loop, coro, **how: asyncio.Task(traced(coro), loop=loop, **how))
+            try:
+                with supervisor.context() as ctx:
+                    handle = ctx.defer(parent)
+                itself, (below, (named,)) = await handle
+            finally:
+                loop.set_task_factory(None)
+        assert itself is handle
+        assert named == below.name
+        assert below.name.endswith("child")
+
     async def test_what_a_hook_learns_of_the_discarded(self):
         """S5: discarded work is told with its reason."""
         told = []
