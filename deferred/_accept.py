@@ -29,7 +29,7 @@ from deferred._limits import Limit, Slots
 from deferred._offload import DaemonThreads
 from deferred._options import ErrorHook, TaskOptions
 from deferred._rooms import Line, Rooms
-from deferred._run import current_task
+from deferred._run import enclosing_task
 from deferred._task import Clock, TaskHandle
 from deferred._unit import Durable, UnitOfWork
 from deferred._waits import Waits
@@ -335,7 +335,7 @@ class Acceptance(abc.ABC):
         if self.overflow == "wait" or (patient and self.overflow == "reject"):
             reached = partial(self._reached, context, name)
             if reached() is not None:
-                note = partial(self._waits.note, current_task(), context, bounded=context is not self._ambient)
+                note = partial(self._waits.note, enclosing_task(), context, bounded=context is not self._ambient)
                 return self.rooms.wait(reached, note)
         return None
 
@@ -352,7 +352,7 @@ class Acceptance(abc.ABC):
         bounded = context is not self._ambient
         if bounded and context._after_end > self.max_per_context:
             return True  # what has ended gets no room again
-        return self._waits.never(current_task(), context, name, bounded=bounded)
+        return self._waits.never(enclosing_task(), context, name, bounded=bounded)
 
     def make_room(self, *lines: Line) -> None:
         """Let in who waits for room: before the limit of all tasks, and before these."""

@@ -26,7 +26,7 @@ from deferred._events import (
     Outcome,
 )
 from deferred._retry import seconds
-from deferred._run import current_task, find_runner, run_inline, run_plain, run_task
+from deferred._run import enclosing_task, find_runner, run_inline, run_plain, run_task
 from deferred._settle import Settlement
 from deferred._task import TaskHandle, task_here
 from deferred._unit import UnitOfWork, hosts
@@ -351,7 +351,7 @@ class Launcher(Settlement):
             self.tasks,
             limit,
             self.grace,
-            me=current_task(),
+            me=enclosing_task(),
             drainers=self.drainers,
             now=self.now,
             between=self.between,

@@ -20,7 +20,7 @@ from deferred._events import DrainFinished, DrainReport, DrainStarted, Outcome
 from deferred._launch import Launcher
 from deferred._process import alive
 from deferred._retry import seconds
-from deferred._run import current_task
+from deferred._run import enclosing_task
 from deferred._task import TaskHandle
 from deferred.exceptions import EventLoopError
 
@@ -109,11 +109,11 @@ class Lifecycle:
             if launcher.why is None:
                 self._durable.serve, served = False, self._durable.serve
                 try:
-                    await self._wind_up(launcher.timeout, current_task())
+                    await self._wind_up(launcher.timeout, enclosing_task())
                 finally:
                     self._durable.serve = served
                 if launcher.tasks:  # a hook has registered work as it was told of the end
-                    await self._drain_once(launcher.timeout, current_task())
+                    await self._drain_once(launcher.timeout, enclosing_task())
         finally:
             if ever == self._openings_ever:
                 self._shut("it has been drained and closed; work must be registered before the shutdown")
@@ -145,7 +145,7 @@ class Lifecycle:
             What was achieved; it has been told to the hooks (the log among them) before.
         """
         limit = self._launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        return await self._join_or_lead(limit, current_task())
+        return await self._join_or_lead(limit, enclosing_task())
 
     async def _join_or_lead(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
         """Drain for `me`, the task that drains, if one does."""

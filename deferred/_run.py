@@ -24,10 +24,10 @@ from deferred._events import Outcome, TaskRetrying, TaskStarted
 from deferred._hooks import Hooks
 from deferred._offload import shares_memory
 from deferred._retry import RetryPolicy, Verdict, seconds
-from deferred._task import Clock, Middleware, TaskHandle, runner_codes, running_task
+from deferred._task import Clock, Middleware, TaskHandle, runner_codes, running_task, task_here
 from deferred.exceptions import NonRetryableError
 
-__all__ = ["Runtime", "current_task", "find_runner", "run_inline", "run_plain", "run_task"]
+__all__ = ["Runtime", "current_task", "enclosing_task", "find_runner", "run_inline", "run_plain", "run_task"]
 
 logger = logging.getLogger("deferred")
 
@@ -58,8 +58,15 @@ def current_task() -> TaskHandle[Any] | None:
         frame = getattr(runner.get_coro(), "cr_frame", None)
         if frame is not None and frame.f_code is run_plain.__code__:
             found: TaskHandle[Any] = frame.f_locals["task"]
-            return found
+            steps: dict[TaskHandle[Any], TaskHandle[Any] | None] = frame.f_locals["runtime"].steps
+            step = running_task.get(None) if steps else None
+            return step if step is not None and steps.get(step) is found else found
     return running_task.get(None)
+
+
+def enclosing_task() -> TaskHandle[Any] | None:
+    """Return the task that cannot end before this code has: the one around a step in line, not the step."""
+    return task_here() or current_task()
 
 
 class Runtime(Protocol):

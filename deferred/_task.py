@@ -364,10 +364,15 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
 
 def task_here() -> TaskHandle[Any] | None:
     """Return the task that the running asyncio task was made for; None in any other, and in none at all."""
-    runner: Any = asyncio.current_task()
-    frame = None if runner is None else getattr(runner.get_coro(), "cr_frame", None)
+    try:
+        runner: Any = asyncio.current_task()
+    except RuntimeError:  # no running loop
+        return None
+    if runner is None:
+        return None
+    frame = getattr(runner.get_coro(), "cr_frame", None)
     if frame is not None and frame.f_code in runner_codes:
         found: TaskHandle[Any] = frame.f_locals["task"]
         return found
     task = running_task.get(None)  # a task factory may have put the coroutine inside of another
-    return task if task is not None and runner is not None and task._runner is runner else None
+    return task if task is not None and task._runner is runner else None

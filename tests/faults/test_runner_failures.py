@@ -319,12 +319,12 @@ class TestSurvivors:
     )
     async def test_a_task_that_cannot_be_made(self, by, monkeypatch):
         """A66: without memory for an asyncio task that one fails, and the rest of its batch runs."""
-        from deferred import _launch, _run
+        from deferred import _launch, _task
 
         calls = []
 
         def scarce(loop, coroutine, **kwargs):
-            if coroutine.cr_code is _run.run_plain.__code__:
+            if coroutine.cr_code in _task.runner_codes:
                 calls.append(coroutine)
                 if len(calls) == 2:
                     raise MemoryError

@@ -164,7 +164,7 @@ class TestThreads:
                 given.clear()
                 await turns(5)
                 gc.collect()
-        (record,) = caplog.records
+        (record,) = [record for record in caplog.records if record.name == "deferred"]
         assert record.getMessage() == "a thread of task 'len', left behind by its attempt, has failed"
         assert str(record.exc_info[1]) == "late"
         assert not loose

@@ -16,6 +16,7 @@ from deferred import (
     TaskCancelled,
     TaskFailed,
     TaskState,
+    current_context,
     current_task,
 )
 from tests.faults.support import Told, fine, forever, nothing_left, outcome_of, turns
@@ -226,3 +227,44 @@ async def _until_begun(handle):
     assert not waiting.done()
     waiting.cancel()
     return "it waits"
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}])
+class TestWhereItIs:
+    async def test_a_step_knows_itself(self, options):
+        """S2, S14: code finds the step that it runs in, one inside another too, whatever its task has around it."""
+        found = []
+
+        async def look(deeper):
+            found.append(current_task().name)
+            if deeper:
+                await current_context().with_options(name=deeper[0]).run(look, deeper[1:])
+                found.append(current_task().name)
+
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.SEQUENTIAL
+                handle = ctx.with_options(name="task", **options).defer(look, ("outer", "inner"))
+            await handle
+        assert found == ["task", "outer", "inner", "outer", "task"]
+
+    @pytest.mark.looptime
+    async def test_a_step_that_drains(self, options):
+        """S7, S11: a drain in a step waits for everything but the task that the step is in, which could never end."""
+        reports = []
+
+        async def drain():
+            with supervisor.context() as own:
+                own.defer(fine)
+            reports.append(await supervisor.drain())
+
+        async def task():
+            await current_context().run(drain)
+
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.SEQUENTIAL
+                handle = ctx.with_options(**options).defer(task)
+            await handle
+            assert [report.finished for report in reports] == [1]
+        assert nothing_left(supervisor)
