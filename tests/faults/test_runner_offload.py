@@ -164,7 +164,7 @@ class TestThreads:
                 given.clear()
                 await turns(5)
                 gc.collect()
-        (record,) = [record for record in caplog.records if record.name == "deferred"]
+        (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
         assert record.getMessage() == "a thread of task 'len', left behind by its attempt, has failed"
         assert str(record.exc_info[1]) == "late"
         assert not loose
