@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -110,9 +111,8 @@ def _count(text: str) -> int:
 # -- targets ----------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def _supervisor(target: str) -> AsyncGenerator[Supervisor]:
-    """Find the supervisor that `target` names, and keep open what it comes in."""
+def _named(target: str) -> Any:
+    """Return what `target` names."""
     module, separator, name = target.partition(":")
     if not separator or not module or not name:
         message = f"a target is MODULE:NAME, such as shop.tasks:supervisor, not {target!r}"
@@ -131,15 +131,39 @@ async def _supervisor(target: str) -> AsyncGenerator[Supervisor]:
             message = f"{module} has no {name!r}"
             raise TargetError(message)
         found = getattr(found, part)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _supervisor(target: str) -> AsyncGenerator[Supervisor]:
+    """Find the supervisor that `target` names, and keep open what it comes in."""
+    found = _named(target)
     async with contextlib.AsyncExitStack() as stack:
-        if callable(found) and not isinstance(found, Supervisor):
+        if callable(found) and _takes_nothing(found):
             found = found()
+        if inspect.isawaitable(found):
+            found = await found
         if not isinstance(found, Supervisor) and isinstance(found, contextlib.AbstractAsyncContextManager):
             found = await stack.enter_async_context(found)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]  # checked below
         if not isinstance(found, Supervisor):
-            message = f"{target} is a {type(found).__name__}, not a Supervisor"  # pyright: ignore[reportUnknownArgumentType]  # of anything
+            message = f"{target} is a {type(found).__name__}, not a Supervisor{_mend(target, found)}"  # pyright: ignore[reportUnknownArgumentType]  # of anything
             raise TargetError(message)
         yield found
+
+
+def _mend(target: str, found: Any) -> str:
+    if isinstance(getattr(found, "supervisor", None), Supervisor):
+        return f": the one that it has is {target}.supervisor"
+    return ": a function that returns one takes no arguments" if inspect.isroutine(found) else ""
+
+
+def _takes_nothing(func: Callable[..., Any]) -> bool:
+    """Say whether a function can be called without arguments."""
+    try:
+        inspect.signature(func).bind()
+    except (TypeError, ValueError):  # ValueError: of some of Python's own nothing is known
+        return False
+    return True
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from deferred.engines import Dead, Delivery, Job
 from deferred.engines._bench import Server, until_settled
 from deferred.engines.memory import MemoryEngine
 from deferred.engines.sqlite import SQLiteEngine
+from deferred.integrations.asgi import DeferredMiddleware
 
 empty = Supervisor()
 untasked = Supervisor(engine=MemoryEngine())
@@ -28,6 +29,14 @@ async def send_mail(to: str): ...  # noqa: D103  # a signature
 def factory():
     """Return a supervisor."""
     return tasked
+
+
+async def later():
+    """Return a supervisor, later."""
+    return tasked
+
+
+app = DeferredMiddleware(later, tasked)
 
 
 @contextlib.asynccontextmanager
@@ -122,9 +131,9 @@ def test_the_doctor_says_what_is_not(tmp_path, capsys):
     assert "fail  the engine's store: UnreachableError" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["tasked", "factory", "opened"])
+@pytest.mark.parametrize("name", ["tasked", "factory", "later", "opened", "app.supervisor"])
 def test_a_target_may_be_made(name, capsys):
-    """A target is a supervisor, a function that returns one, or a context manager that gives one."""
+    """A target is a supervisor, a function that returns one, async or not, or a context manager that gives one."""
     assert main(["dead", "list", f"{__name__}:{name}"]) == 0
     assert capsys.readouterr().out == "no dead letters\n"
 
@@ -138,6 +147,8 @@ def test_a_target_may_be_made(name, capsys):
         (f"{__name__}.inside:x", "no module"),
         (f"{__name__}:nothing", "has no 'nothing'"),
         (f"{__name__}:number", "is a int, not a Supervisor"),
+        (f"{__name__}:app", "the one that it has is {target}.supervisor"),
+        (f"{__name__}:send_mail", "a function that returns one takes no arguments"),
         (f"{__name__}:empty", "has no engine"),
         ("mysql://host", "no engine is known"),
     ],
@@ -145,7 +156,7 @@ def test_a_target_may_be_made(name, capsys):
 def test_a_target_that_is_none_is_named(target, says, capsys):
     """What is wrong with a target is said in a line, with exit code 2."""
     assert main(["dead", "list", target]) == 2
-    assert says in capsys.readouterr().err
+    assert says.format(target=target) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "says"), [("empty", "has no engine"), ("untasked", "has no task")])
