@@ -13,6 +13,7 @@ import contextlib
 import datetime as dt
 import importlib
 import inspect
+import io
 import json
 import logging
 import os
@@ -41,19 +42,35 @@ class TargetError(Exception):
     """What was named on the command line is not there, or is not what it has to be."""
 
 
+class StoreError(Exception):
+    """What the store, or its driver, says of what it was asked."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0, 1 if it failed, 2 if it was not understood."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     command: Callable[[argparse.Namespace], Awaitable[int]] = options.command
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may be in letters that the terminal has not
     try:
-        return asyncio.run(_run(command, options))
+        code = asyncio.run(_run(command, options))
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # Whoever reads has seen enough; what is left is not to be written at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except TargetError as error:
         print(f"deferred: {error}", file=sys.stderr)
         return 2
+    except StoreError as error:
+        print(f"deferred: {error}", file=sys.stderr)
+        return 1
     except (DeferredError, OSError) as error:
         print(f"deferred: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    return code
 
 
 async def _run(command: Callable[[argparse.Namespace], Awaitable[int]], options: argparse.Namespace) -> int:
@@ -66,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     worker = commands.add_parser("worker", help="run durable work until SIGTERM")
     worker.add_argument("target", metavar="MODULE:NAME")
-    worker.add_argument("--queue", action="append", metavar="NAME", help="only this queue; may be repeated")
+    worker.add_argument("--queue", action="append", type=_name, metavar="NAME", help="only this queue; may be repeated")
     worker.add_argument("--concurrency", type=_count, metavar="N", help="how many tasks at a time")
     worker.set_defaults(command=_worker)
 
@@ -102,10 +119,17 @@ async def _trace(options: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        message = f"must be a whole number of at least 1, not {text!r}"
+    if not text.isdecimal() or len(text) > len(str(EVERYTHING)) or not 1 <= int(text) <= EVERYTHING:
+        message = f"must be a whole number from 1 to {EVERYTHING}, not {text[:SHOWN]!r}"
         raise argparse.ArgumentTypeError(message)
     return int(text)
+
+
+def _name(text: str) -> str:
+    if not text or not text.isprintable():
+        message = f"must be a name of printable characters, not {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return text
 
 
 # -- targets ----------------------------------------------------------------------------------
@@ -114,7 +138,7 @@ def _count(text: str) -> int:
 def _named(target: str) -> Any:
     """Return what `target` names."""
     module, separator, name = target.partition(":")
-    if not separator or not module or not name:
+    if not separator or not module or not name or module.startswith(".") or "/" in module:
         message = f"a target is MODULE:NAME, such as shop.tasks:supervisor, not {target!r}"
         raise TargetError(message)
     if "" not in sys.path:
@@ -184,6 +208,9 @@ async def _engine(target: str) -> AsyncGenerator[Engine]:
         try:
             await engine.setup()
             yield engine
+        except Exception as error:  # a driver raises what it likes
+            message = f"{type(error).__name__}: {error}"
+            raise StoreError(message) from error
         finally:
             await engine.close()
 
@@ -199,6 +226,8 @@ async def _worker(options: argparse.Namespace) -> int:
             message = f"{options.target} has {what}"
             raise TargetError(message)
         durable.serve = True
+        for queue in set(options.queue or ()) - set(durable.registry.queues):
+            logging.getLogger("deferred").warning("no task of %s is stored in the queue %r", options.target, queue)
         durable.queues = tuple(options.queue) if options.queue else None
         durable.concurrency = options.concurrency or durable.concurrency
         stop = asyncio.Event()
@@ -249,7 +278,7 @@ async def _dead_show(options: argparse.Namespace) -> int:
     async with _engine(options.target) as engine:
         letters = await engine.dead(ids=[options.id])
     if not letters:
-        print(f"deferred: no dead letter has the id {options.id}", file=sys.stderr)
+        print(f"deferred: no dead letter has the id {_one_line(options.id)}", file=sys.stderr)
         return 1
     data = _as_data(letters[0])
     error = data.pop("error")
@@ -313,10 +342,8 @@ async def _doctor(options: argparse.Namespace) -> int:
             depth = await engine.depth()
             name = type(engine).__name__
             durable = engine.capabilities.durable
-    except TargetError:
-        raise
-    except Exception as error:  # noqa: BLE001  # a driver raises what it likes; it is the finding
-        print(f"fail  the engine's store: {type(error).__name__}: {error}")
+    except StoreError as error:
+        print(f"fail  the engine's store: {error}")
         return 1
     print(f"ok    {name} is reached" if durable else f"note  {name} keeps jobs in memory: a restart loses them")
     print(f"ok    {depth.waiting} job(s) wait, {depth.running} run")

@@ -310,7 +310,7 @@ class DurableWork:
         """Tell of a job that becomes a dead letter."""
         event = TaskDead(delivery.id, delivery.name, verdict.reason, verdict.error, attempts, at=self._launcher.now())
         before = delivery.headers.get(BURIED, "")
-        token = _buried.set(1 + (int(before) if before.isdecimal() else 0))
+        token = _buried.set(1 + (int(before[:9]) if before.isdecimal() else 0))
         try:
             self._launcher.hooks.emit(event, self._on_dead)
         finally:

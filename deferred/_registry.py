@@ -213,7 +213,7 @@ def _check_version(version: object) -> None:
 
 def _version(headers: dict[str, str]) -> int:
     text = headers.get(VERSION)
-    return int(text) if text is not None and text.isdecimal() else 1
+    return int(text[:9]) if text is not None and text.isdecimal() else 1
 
 
 def _is_reload(old: Any, new: Any) -> bool:

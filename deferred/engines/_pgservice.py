@@ -20,7 +20,7 @@ from pgqueuer.domain.models import Job as Row
 
 from deferred.engines._pgqueuer import LOST, Connection, Driver, Envelope, Pool, Statements, Store, envelope_of
 from deferred.engines._protocol import Dead, Delivery, Handle, RetryIn, Verdict
-from deferred.engines._support import Trouble, clean, persist, shown
+from deferred.engines._support import Trouble, answer, clean, foreign, persist
 
 __all__ = ["Service"]
 
@@ -125,8 +125,7 @@ class Service:
         try:
             envelope = envelope_of(row)
         except msgspec.ValidationError as error:
-            dead = Dead("foreign", clean(f"it was not stored by this package: {error}"))
-            await store.settle(row, dead)
+            await store.settle(row, foreign(row.id, error))
             return
         with store.leases.hold(row.id, claim.since, envelope.id):
             async with self._slots:
@@ -139,20 +138,18 @@ class Service:
 
     async def _run(self, row: Row, envelope: Envelope, number: int) -> Verdict:
         self._trouble.over()
-        try:
-            return await self._handle(
-                Delivery(
-                    id=envelope.id,
-                    name=envelope.task,
-                    payload=row.payload or b"",
-                    headers=envelope.headers,
-                    queue=row.entrypoint,
-                    number=number,
-                    note=envelope.note,
-                    stored_at=row.created.timestamp(),
-                    delivered_at=row.updated.timestamp(),
-                )
-            )
-        except Exception as error:  # noqa: BLE001  # the contract of `serve`: it is delivered again
-            self._trouble.tell("a delivery", error)
-            return RetryIn(1.0, envelope.note, shown(error))
+        return await answer(
+            self._handle,
+            Delivery(
+                id=envelope.id,
+                name=envelope.task,
+                payload=row.payload or b"",
+                headers=envelope.headers,
+                queue=row.entrypoint,
+                number=number,
+                note=envelope.note,
+                stored_at=row.created.timestamp(),
+                delivered_at=row.updated.timestamp(),
+            ),
+            self._trouble.tell,
+        )

@@ -215,7 +215,7 @@ class Engine(Protocol):
         """Deliver jobs until `stop` is set and the last verdict is in.
 
         It outlives the loss of its store: it reconnects, however long that takes. A call
-        of `handle` that raises, or is cancelled, leaves its job to be delivered again. Where
+        of `handle` that raises, or is cancelled, leaves its job and its note to be delivered again. Where
         a job is lost to another worker, or may be soon, it cancels its call of `handle`.
 
         Args:

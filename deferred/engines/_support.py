@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any
 
 from deferred._retry import seconds
+from deferred.engines._protocol import Dead, Delivery, Handle, RetryIn, Verdict
 from deferred.exceptions import EngineError
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "Trouble",
     "Turns",
     "UnreachableError",
+    "answer",
     "clean",
+    "foreign",
     "logger",
     "persist",
     "positive",
@@ -120,6 +123,21 @@ def shown(error: BaseException) -> str:
     """Return the error's type and text in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+async def answer(handle: Handle, delivery: Delivery, tell: Callable[[str, BaseException], None]) -> Verdict:
+    """Return what `handle` says of a delivery; where it raises the job is delivered again, with the note it had."""
+    try:
+        return await handle(delivery)
+    except Exception as error:  # noqa: BLE001  # the contract of `serve`: it is delivered again
+        tell("a delivery", error)
+        return RetryIn(1.0, delivery.note, shown(error))
+
+
+def foreign(job_id: object, error: Exception) -> Dead:
+    """Return, and log, the end of a row that this package has not written, or that somebody has written over."""
+    logger.error("job %s is a dead letter (foreign): it was not stored by this package: %s", job_id, shown(error))
+    return Dead("foreign", clean(f"it was not stored by this package: {error}"))
 
 
 def clean(text: str) -> str:

@@ -19,9 +19,8 @@ from deferred.engines._protocol import (
     Handle,
     Job,
     RetryIn,
-    Verdict,
 )
-from deferred.engines._support import clean, logger, shown
+from deferred.engines._support import Trouble, answer, clean
 from deferred.exceptions import EngineError
 
 __all__ = ["MemoryEngine"]
@@ -64,6 +63,7 @@ class MemoryEngine:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
+        self._trouble = Trouble("engine memory://")
         self._changed: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that serves
 
@@ -154,12 +154,8 @@ class MemoryEngine:
             note=row.note,
             stored_at=row.stored_at,
         )
-        verdict: Verdict
         try:
-            verdict = await handle(delivery)
-        except Exception as error:  # noqa: BLE001  # the contract of `serve`: it is delivered again
-            logger.exception("a delivery failed")
-            verdict = RetryIn(0.1, row.note, shown(error))
+            verdict = await answer(handle, delivery, self._trouble.tell)
         finally:
             row.running = False
         if isinstance(verdict, RetryIn):

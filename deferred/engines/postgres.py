@@ -11,7 +11,7 @@ import random
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
@@ -352,7 +352,13 @@ class PostgresEngine:
 
 
 def _dead(row: Any) -> DeadJob:
-    envelope = msgspec.convert(msgspec.json.decode(row["headers"])["deferred"], Envelope)
+    kept = msgspec.json.decode(row["headers"])["deferred"]
+    try:
+        envelope = msgspec.convert(kept, Envelope)
+    except msgspec.ValidationError:
+        known = cast("dict[str, Any]", kept) if isinstance(kept, dict) else {}
+        job_id, task, reason, error = (str(known.get(name, "")) for name in ("id", "task", "reason", "error"))
+        envelope = Envelope(job_id, task, reason=reason, error=error)
     return DeadJob(
         id=envelope.id,
         name=envelope.task,

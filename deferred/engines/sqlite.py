@@ -23,6 +23,7 @@ import aiosqlite
 import msgspec
 from cairnq.context import TaskContext
 from cairnq.errors import ProtocolVersionMismatch
+from cairnq.models import Task
 from cairnq.worker import Worker
 
 from deferred.engines._cairnq import NAME, UNBOUNDED, Store
@@ -36,8 +37,19 @@ from deferred.engines._protocol import (
     Handle,
     Job,
     RetryIn,
+    Verdict,
 )
-from deferred.engines._support import Home, Trouble, UnreachableError, clean, persist, positive, raw_connection
+from deferred.engines._support import (
+    Home,
+    Trouble,
+    UnreachableError,
+    answer,
+    clean,
+    foreign,
+    persist,
+    positive,
+    raw_connection,
+)
 from deferred.exceptions import EngineError
 
 __all__ = ["SQLiteEngine"]
@@ -312,23 +324,10 @@ class SQLiteEngine:
         """Run one delivery; what returns normally is finished, and cairnq notes it."""
         self._trouble.over()
         task = ctx._task
-        metadata = msgspec.json.decode(str(task.metadata), type=_Metadata)
-        ending = msgspec.json.decode(str(task.error), type=_Ending) if task.error else _Ending()
         claimed = (task.lease_until_ms or 0) - self._lease_ms
         age = max(0.0, time.time() - claimed / 1000)
         with leases.hold(task.id, asyncio.get_running_loop().time() - age, task.id):
-            verdict = await handle(
-                Delivery(
-                    id=task.id,
-                    name=metadata.task,
-                    payload=str(task.payload).encode(),
-                    headers=metadata.headers,
-                    queue=task.queue,
-                    number=task.attempt,
-                    note=ending.note,
-                    stored_at=task.created_at_ms / 1000,
-                )
-            )
+            verdict = await self._run(handle, task)
         if isinstance(verdict, RetryIn):
             ending = _Ending(message=clean(verdict.error), note=verdict.note)
         elif isinstance(verdict, Dead):
@@ -343,6 +342,26 @@ class SQLiteEngine:
             delay_ms=round(verdict.delay * 1000) if isinstance(verdict, RetryIn) else 0,
         )
         ctx._mark_settled()
+
+    async def _run(self, handle: Handle, task: Task) -> Verdict:
+        try:
+            metadata = msgspec.json.decode(str(task.metadata), type=_Metadata)
+        except msgspec.MsgspecError as error:
+            return foreign(task.id, error)
+        return await answer(
+            handle,
+            Delivery(
+                id=task.id,
+                name=metadata.task,
+                payload=str(task.payload).encode(),
+                headers=metadata.headers,
+                queue=task.queue,
+                number=task.attempt,
+                note=_ending(task.error).note,
+                stored_at=task.created_at_ms / 1000,
+            ),
+            self._trouble.tell,
+        )
 
     # -- dead letters ---------------------------------------------------------------------------
 
@@ -383,9 +402,20 @@ def _row(job: Job) -> dict[str, Any]:
     }
 
 
+def _ending(text: object) -> _Ending:
+    """Return what is kept of the last delivery; one that cannot be read is as good as none."""
+    try:
+        return msgspec.json.decode(str(text), type=_Ending) if text else _Ending()
+    except msgspec.MsgspecError:
+        return _Ending()
+
+
 def _dead(row: sqlite3.Row) -> DeadJob:
-    metadata = msgspec.json.decode(row["metadata"], type=_Metadata)
-    ending = msgspec.json.decode(row["error"] or "{}", type=_Ending)
+    try:
+        metadata = msgspec.json.decode(row["metadata"], type=_Metadata)
+    except msgspec.MsgspecError:
+        metadata = _Metadata("")
+    ending = _ending(row["error"])
     return DeadJob(
         id=row["id"],
         name=metadata.task,

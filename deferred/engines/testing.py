@@ -231,19 +231,22 @@ async def stops(bench: Bench) -> None:
 
 
 async def outlives_a_raising_handle(bench: Bench) -> None:
-    """A handle that raises loses nothing: the job is delivered again."""
+    """A handle that raises loses nothing: the job is delivered again, with the note it had."""
     async with bench.engine() as engine:
         await engine.enqueue([job()])
 
         def answer(delivery: Delivery) -> Verdict:
             if delivery.number == 1:
+                return RetryIn(0, "note")
+            if delivery.number == 2:
                 message = "not a verdict"
                 raise RuntimeError(message)
             return Done()
 
         async with Server(engine, answer) as server:
-            await server.all(2)
+            notes = [delivery.note for delivery in await server.all(3)]
             await until_settled(engine)
+        expect(notes, ["", "note", "note"], "the notes")
 
 
 async def keeps_a_lease(bench: Bench) -> None:

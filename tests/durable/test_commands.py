@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import sqlite3
 import subprocess
 import sys
 
@@ -180,6 +182,47 @@ def test_a_store_that_fails_is_said(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["dead", "list", f"sqlite:///{tmp_path / 'file' / 'jobs.db'}"]) == 1
     assert "deferred: " in capsys.readouterr().err
+
+
+def test_what_the_driver_says_is_a_line(store, capsys):
+    """A database that is damaged, as its driver tells it, is a line with exit code 1, for the doctor a finding."""
+    path = store.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("update cairnq_tasks set created_at_ms = 'yesterday'")
+        connection.execute("alter table cairnq_tasks rename column status to state")
+        connection.commit()
+    assert main(["dead", "list", store]) == 1
+    assert capsys.readouterr().err.startswith("deferred: OperationalError: no such column: status")
+    assert main(["doctor", store]) == 1
+    assert "fail  the engine's store: OperationalError: no such column: status" in capsys.readouterr().out
+
+
+def test_output_that_cannot_be_written(store):
+    """A terminal that has not the letters is shown their numbers; a reader that has seen enough is left in peace."""
+    command = [sys.executable, "-m", "deferred", "dead", "show", store, "id1"]
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=60, check=True)
+    assert r'{"to":"\xfc"}' in shown.stdout
+    reading, writing = os.pipe()
+    os.close(reading)
+    unread = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (unread.returncode, unread.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dead", "list", "--limit", "9" * 30, "x:y"], "from 1 to 1000000"),
+        (["worker", "--queue", "", "x:y"], "a name of printable characters"),
+        (["doctor", "./shop.py:supervisor"], "a target is MODULE:NAME"),
+    ],
+)
+def test_odd_input_is_answered_in_a_line(arguments, said, capsys):
+    """Numbers without end, empty names and paths are refused with exit code 2."""
+    with contextlib.suppress(SystemExit):
+        assert main(arguments) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_module_that_misses_another_shows_it(tmp_path, monkeypatch):

@@ -318,6 +318,26 @@ async def test_jobs_of_others_are_parked_unrun(engine, postgres_url):
             assert worker.delivered.empty()
 
 
+async def test_rows_that_were_written_over_are_dead_letters(engine, postgres_url, caplog):
+    """What cannot be read beside a payload is a dead letter, told in the log; the list shows it. D26 G14."""
+    await engine.enqueue([job(id="1"), job(id="2")])
+    async with connected(postgres_url) as connection:
+        change = (
+            "update pgqueuer set headers = jsonb_set(headers, '{deferred}', %s) where headers->'deferred'->>'id' = '1'"
+        )
+        await connection.execute(change % """headers->'deferred' || '{"headers": 1}'""")
+        async with Worker(engine) as worker:
+            assert (await worker.next()).id == "2"
+            async with asyncio.timeout(10):
+                while not (await engine.depth()).dead:
+                    await asyncio.sleep(0.01)
+        (letter,) = await engine.dead()
+        assert (letter.id, letter.name, letter.reason) == ("1", "task", "foreign")
+        assert "is a dead letter (foreign)" in caplog.text
+        await connection.execute(change % "'3'")
+        assert [letter.reason for letter in await engine.dead()] == [""]
+
+
 async def test_the_log_of_finished_jobs_is_pruned(engine):
     """The log, which PgQueuer keeps for ever, loses what has finished, and keeps what has not. D33 G24."""
     await engine.enqueue([job("done"), job("dead")])

@@ -15,7 +15,7 @@ from cairnq.store import sqlite as cairnq
 from databases import Database
 
 from deferred import EngineError
-from deferred.engines import Done, Job, find_engine
+from deferred.engines import Dead, Done, Job, find_engine
 from deferred.engines._bench import Server as Worker
 from deferred.engines.sqlite import SQLiteEngine
 
@@ -277,3 +277,24 @@ async def test_an_opening_that_fails_midway_leaves_nothing_open(tmp_path, recwar
     assert not [thread for thread in threading.enumerate() if "worker_thread" in thread.name]
     assert not recwarn.list
     await engine.close()
+
+
+async def test_rows_that_were_written_over_are_dead_letters(engine, caplog):
+    """What cannot be read beside a payload is a dead letter, told in the log; the list shows it. D26 G14."""
+    rows = {"metadata": '{"headers": 1}', "error": "[]"}
+    await engine.enqueue([job(name) for name in rows])
+    store = await engine._ready()
+    for name, text in rows.items():
+        await store._conn.execute(f"update cairnq_tasks set {name} = ? where id = ?", (text, name))
+    async with Worker(engine, lambda _: Dead("failed")) as worker:
+        assert (await worker.next()).note == ""
+        async with asyncio.timeout(10):
+            while (await engine.depth()).dead < 2:
+                await asyncio.sleep(0.01)
+    assert {(letter.id, letter.name, letter.reason) for letter in await engine.dead()} == {
+        ("metadata", "", "foreign"),
+        ("error", "error", "failed"),
+    }
+    assert "job metadata is a dead letter (foreign)" in caplog.text
+    await store._conn.execute("update cairnq_tasks set error = '3'")
+    assert [letter.error for letter in await engine.dead()] == ["", ""]
