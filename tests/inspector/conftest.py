@@ -10,6 +10,7 @@ from tests.inspector.support import App, Served, marathon, opened
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
+PATIENCE = 30_000  # milliseconds until a page shows what it is to show; only a broken one needs them
 SHOTS = Path(__file__).parents[2] / "build/screenshots"
 
 
@@ -50,6 +51,7 @@ def served():
 def browser():
     """Start the machine's own browser, which holds the event loop of this thread; nothing is downloaded."""
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, headless=True)
         yield browser
         browser.close()
@@ -64,7 +66,7 @@ def browse(browser):
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         if not may_complain:
             page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))

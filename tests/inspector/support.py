@@ -214,8 +214,8 @@ def marathon(app: App) -> App:
 
 
 async def tick():
-    """Leave work behind all the time, for some seconds."""
-    for _ in range(200):
+    """Leave work behind all the time: about as often as a context takes it."""
+    for _ in range(900):
         await asyncio.sleep(0.04)
         defer(asyncio.sleep, 0)
 
