@@ -23,7 +23,9 @@ from typing import Any
 from deferred._context import DeferredContext
 from deferred.instrumentation.logging import logger
 
-__all__ = ["Host", "WaitUntil", "find_host"]
+__all__ = ["Host", "WaitUntil", "find_host", "stay"]
+
+_staying: set[asyncio.Task[None]] = set()  # an event loop holds none of its tasks
 
 WaitUntil = Callable[[Awaitable[None]], object]
 Message = MutableMapping[str, Any]
@@ -87,18 +89,16 @@ class Host:
             return
         wait_until = self._offer() if kind == "http" else None
         if wait_until is None:
-            await context.drained()
+            await stay(context)
             return
-        task = asyncio.get_running_loop().create_task(_drained(context))
-        self._alive.add(task)
-        task.add_done_callback(self._alive.discard)
+        task = _start(context, self._alive)
         try:
             wait_until(task)
         except Exception:  # noqa: BLE001  # the host's own, whatever it is: the work is what counts
             logger.warning(
                 "the host's wait_until failed: the app call stays open until the work is done", exc_info=True
             )
-            await task
+            await asyncio.shield(task)
 
     async def serve_lifespan(
         self,
@@ -126,6 +126,21 @@ class Host:
                 logger.error("the app's shutdown failed, after it was acknowledged: %s", message.get("message", ""))
 
         await app(scope, receive_late, send_once)
+
+
+async def stay(context: DeferredContext) -> None:
+    """Wait for the work of a request; whoever cancels the wait, a timeout around the app, does not cut the work."""
+    if context.pending:
+        await asyncio.shield(_start(context, _staying))
+    else:
+        await context.drained()  # for its hooks
+
+
+def _start(context: DeferredContext, alive: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    task = asyncio.get_running_loop().create_task(_drained(context))
+    alive.add(task)
+    task.add_done_callback(alive.discard)
+    return task
 
 
 async def _drained(context: DeferredContext) -> None:

@@ -17,7 +17,7 @@ from deferred._supervisor import Supervisor
 from deferred._task import current_unit
 from deferred.exceptions import NoCurrentContextError
 from deferred.integrations._exchange import ASGIApp, Kept, Message, Receive, Scope, Send, make_exchange
-from deferred.integrations._hosts import WaitUntil, find_host
+from deferred.integrations._hosts import WaitUntil, find_host, stay
 from deferred.integrations._lifespan import Lifespan
 from deferred.integrations._servers import owner
 from deferred.integrations._uncaught import listen
@@ -157,7 +157,7 @@ class DeferredMiddleware:
     async def _stay(self, context: DeferredContext, kind: str) -> None:
         """Wait for the work of a request before the app call returns, or have the host wait for it."""
         if self._host is None:
-            await context.drained()
+            await stay(context)
         else:
             await self._host.keep_alive(context, kind)
 

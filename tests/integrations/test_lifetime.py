@@ -7,9 +7,11 @@ from litestar import Litestar, get
 from quart import Quart
 
 from deferred import Supervisor, defer
+from deferred.integrations.asgi import DeferredMiddleware
 from deferred.integrations.litestar import DeferredPlugin
 from deferred.integrations.quart import DeferredQuart
-from tests.integrations.asgi_client import Client, turns
+from tests.integrations.asgi_client import Client, idle, turns
+from tests.integrations.raw_app import answer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*asyncio.iscoroutinefunction.*:DeprecationWarning")
 
@@ -88,3 +90,38 @@ async def test_litestar_makes_one_middleware_for_a_handler():
         for _ in range(3):
             await client.get("/")
     assert len(plugin._middleware._made) == 1
+
+
+@pytest.mark.parametrize("options", [{"lifetime": "request"}, {"wait_until": None}])
+async def test_a_timeout_around_the_app_cuts_no_work(script, options, monkeypatch):
+    """B25: the answer is out, and the call is cancelled while it stays open: the work goes on to its end."""
+    if "wait_until" in options:  # a host that has none to offer here
+        monkeypatch.setenv("VERCEL", "1")
+    supervisor = Supervisor()
+    go_on = asyncio.Event()
+
+    async def work():
+        await go_on.wait()
+        script.note("work")
+
+    async def app(scope, receive, send):
+        defer(work)
+        await answer(send, 200, b"now")
+
+    wrapped, late = DeferredMiddleware(app, supervisor, **options), asyncio.Event()
+
+    async def around(scope, receive, send):
+        call = asyncio.create_task(wrapped(scope, receive, send))
+        await late.wait()
+        call.cancel()
+        await asyncio.wait([call])
+
+    exchange = Client(around).open("GET", "/").start()
+    await exchange.until(lambda: exchange.complete)
+    await turns(3)
+    late.set()
+    await exchange.done()
+    go_on.set()
+    await idle(supervisor)
+    assert script.noted == ["work"]
+    assert supervisor.stats().succeeded == 1
