@@ -91,7 +91,8 @@ def _check_when(when: object) -> When:
 
 def check_functions(functions: Any, what: str) -> tuple[Any, ...]:  # being checked here
     """Return `functions` as a tuple of callables, or refuse them by the argument's name."""
-    known: tuple[Any, ...] = (functions,) if callable(functions) else tuple(functions)
+    several: Any = functions if isinstance(functions, Iterable) else (functions,)
+    known: tuple[Any, ...] = (functions,) if callable(functions) else tuple(several)
     for function in known:
         if not callable(function):
             message = f"{what} must be functions, not {function!r}"

@@ -141,6 +141,8 @@ REFUSALS = {
         ),
     ),
     "max_serving": (lambda: Supervisor(max_serving=0), ValueError, "max_serving must be 1 or more, not 0"),
+    "hooks that are none": (lambda: Supervisor(hooks=7), TypeError, "hooks must be functions, not 7"),
+    "no middleware": (lambda: Supervisor(middleware=None), TypeError, "middleware must be functions, not None"),
     "on_dead": (lambda: Supervisor(on_dead=[7]), TypeError, "on_dead must be functions, not 7"),
     "on_drain": (
         lambda: Supervisor(on_drain="hope"),
