@@ -91,8 +91,10 @@ def _check_when(when: object) -> When:
 
 def check_functions(functions: Any, what: str) -> tuple[Any, ...]:  # being checked here
     """Return `functions` as a tuple of callables, or refuse them by the argument's name."""
-    several: Any = functions if isinstance(functions, Iterable) else (functions,)
-    known: tuple[Any, ...] = (functions,) if callable(functions) else tuple(several)
+    try:
+        known: tuple[Any, ...] = (functions,) if callable(functions) else tuple(functions)
+    except TypeError:  # one thing, which is refused by its name
+        known = (functions,)
     for function in known:
         if not callable(function):
             message = f"{what} must be functions, not {function!r}"

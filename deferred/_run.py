@@ -13,9 +13,9 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
 
@@ -276,15 +276,20 @@ async def _invoke(task: TaskHandle[Any], runtime: Runtime) -> Any:  # the user's
         return await task._work
     call: Callable[[], Any] = partial(task._work, *task._args, **task._kwargs)
     executor = runtime.offload
+    submit: Callable[..., Future[Any]] = executor.submit
     if shares_memory(executor):
         call = partial(copy_context().run, call)
-    value = await _in_thread(task, executor, call)
+    else:
+        submit = partial(Context().run, submit)  # a process that is forked for it serves others later: it inherits none
+    value = await _in_thread(task, submit, call)
     return await value if inspect.isawaitable(value) else value
 
 
-async def _in_thread(task: TaskHandle[Any], executor: Executor, call: Callable[[], Any]) -> Any:  # the user's result
+async def _in_thread(
+    task: TaskHandle[Any], submit: Callable[..., Future[Any]], call: Callable[[], Any]
+) -> Any:  # the user's result
     """Wait for a thread; it cannot be interrupted, so a cancelled task stays until it is done."""
-    thread = executor.submit(call)
+    thread = submit(call)
     future = asyncio.wrap_future(thread)
     while True:
         try:

@@ -241,10 +241,12 @@ class Pool(ProcessPoolExecutor):
 
     def __init__(self):
         self.calls = []
+        self.seen = []  # the context variables of whoever submits, which a forked process inherits
 
     def submit(self, fn, /, *args, **kwargs):
         """Call it."""
         self.calls.append(fn)
+        self.seen.append(list(contextvars.copy_context()))
         future = Future()
         future.set_result(fn(*args, **kwargs))
         return future
@@ -266,13 +268,14 @@ class Proxy:
 
 class TestHosts:
     async def test_offloading_to_processes(self):
-        """S14: what goes to another process goes without context variables, which cannot follow there."""
+        """S6, S14: what goes to another process goes without variables; one that is forked for it inherits none."""
         pool = Pool()
         async with Supervisor(offload=pool) as supervisor:
             with supervisor.context() as ctx:
                 handle = ctx.defer(len, "four")
             assert await handle == 4
         assert [call.func for call in pool.calls] == [len]
+        assert pool.seen == [[]]
 
     async def test_a_task_factory_of_any_kind(self):
         """S6: tasks run on whatever the loop's task factory makes of them, in the variables of their registration."""
