@@ -272,9 +272,7 @@ class Launcher(Settlement):
             if task is None:
                 self.look()
                 return
-            if task in self.slots.lent:
-                self.slots.recall(task)
-            else:
+            if not task._slot:  # else it goes on with the one that it had lent
                 self._start(task, eager=True)
         self.pump()
 
@@ -317,9 +315,22 @@ class Launcher(Settlement):
 
     # -- waiting ----------------------------------------------------------------------------
 
-    async def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> None:
-        """Wait for others in `task`, which lends its slot meanwhile: they may need it."""
+    async def stand_aside(
+        self, task: TaskHandle[Any], wait: Awaitable[None], other: TaskHandle[Any] | None = None, /
+    ) -> None:
+        """Wait for others in `task`, which lends its slot meanwhile: they may need it.
+
+        Raises:
+            RuntimeError: It waits for `other`, which cannot start before `task` has ended.
+        """
         slots = self.slots
+        context: Any = None if other is None else other._unit
+        if slots.named and other is not None and context.belongs_to(self) and slots.shuts_out(task, other):
+            message = (
+                f"task {task.name!r} waits for another one of its name (deferred at {other.site}), which could never "
+                f"start: limits[{task.name!r}] lets one of them run at a time. Give one of the two another name"
+            )
+            raise RuntimeError(message)
         slots.lend(task)
         self.calm = False  # its end may come before it has a slot again
         if slots.queues:
@@ -330,7 +341,7 @@ class Launcher(Settlement):
                 await turn
         finally:
             if task in slots.lent:
-                slots.insist(task)
+                slots.insist(task)  # it is cancelled, and has to clean up
             self.look()
 
     async def conduct(self, drain: Drain) -> None:

@@ -3,7 +3,8 @@
 Rules of this file: a slot is taken by `Slots.take` and given back by `Slots.give`, once
 each, both on the event loop; those who wait are served first come, first served within
 their context, and in turn between contexts, so that one request cannot starve the others.
-A task that waits for another lends its slot meanwhile: the other may be one that needs it.
+A task that waits for another lends its slot meanwhile, for the other may need it; that of its name
+it keeps, for a limit of one may be what keeps tasks of that name apart.
 """
 
 from __future__ import annotations
@@ -61,13 +62,12 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 class _Named:
     """What is known of the tasks of one limited name."""
 
-    __slots__ = ("accepted", "lent", "limit", "parked", "running")
+    __slots__ = ("accepted", "limit", "parked", "running")
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.accepted = 0  # not settled yet
         self.running = 0
-        self.lent = 0
         self.parked: deque[TaskHandle[Any]] = deque()  # next in turn, but for their name's limit
 
     @property
@@ -76,8 +76,7 @@ class _Named:
 
     @property
     def free(self) -> int:
-        started = self.running + self.lent
-        return sys.maxsize if self.limit.pending is None else self.limit.pending - self.accepted + started
+        return sys.maxsize if self.limit.pending is None else self.limit.pending - self.accepted + self.running
 
 
 class Slots:
@@ -92,7 +91,9 @@ class Slots:
         self._named = {name: _Named(limit) for name, limit in limits.items()}
         self.named = bool(self._named)  # the hot path asks this first
         self.queues: dict[int, deque[TaskHandle[Any]]] = {}  # by context, in the order of their turns
-        self.lent: dict[TaskHandle[Any], asyncio.Future[None] | None] = {}  # by whom; what wakes one in line again
+        self.lent: dict[
+            TaskHandle[Any], asyncio.Future[None] | None
+        ] = {}  # by whom; what wakes one that is back in line
 
     def of(self, name: str) -> _Named | None:
         """Return what is known of the tasks of this name, if it is limited."""
@@ -132,37 +133,38 @@ class Slots:
     def give(self, task: TaskHandle[Any]) -> None:
         """Give the slot of `task` back."""
         self.busy -= 1
+        self._leave_name(task)
+
+    def _leave_name(self, task: TaskHandle[Any]) -> None:
         if self.named and (named := self._named.get(task.name)) is not None:
             named.running -= 1
             self._unpark(named)
 
+    def shuts_out(self, task: TaskHandle[Any], other: TaskHandle[Any]) -> bool:
+        """Say whether `other` cannot start before `task` has ended: it has the one slot of their name."""
+        if other._attempts or other.name != task.name:
+            return False
+        named = self._named.get(task.name)
+        return named is not None and named.limit.running == 1
+
     def lend(self, task: TaskHandle[Any]) -> None:
         """Let others have the slot of `task`, which waits for the end of one of them."""
         task._slot = False
-        self.give(task)
+        self.busy -= 1
         self.lent[task] = None
-        if (named := self._named.get(task.name)) is not None:
-            named.lent += 1
 
     def regain(self, task: TaskHandle[Any]) -> asyncio.Future[None] | None:
         """Give `task` a slot again (None), or return what tells it that its turn has come."""
-        if self.busy >= self.max_running:
-            self.queues.setdefault(id(task._unit), deque()).appendleft(task)
-        elif self._take(task):
-            self.recall(task)
+        if self.busy < self.max_running:
+            self.insist(task)
             return None
+        self.queues.setdefault(id(task._unit), deque()).appendleft(task)
         waiter = self.lent[task] = asyncio.get_running_loop().create_future()
         return waiter
 
     def insist(self, task: TaskHandle[Any]) -> None:
-        """Give `task` a slot again, though there be none: it is cancelled, and has to clean up."""
+        """Give `task` a slot again, whether or not there is one."""
         self.busy += 1
-        if (named := self._named.get(task.name)) is not None:
-            named.running += 1
-        self.recall(task)
-
-    def recall(self, task: TaskHandle[Any]) -> None:
-        """Note that `task`, which had lent its slot, has one."""
         task._slot = True
         self._end_lending(task)
 
@@ -170,8 +172,6 @@ class Slots:
         waiter = self.lent.pop(task)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-        if (named := self._named.get(task.name)) is not None:
-            named.lent -= 1
 
     def _unpark(self, named: _Named) -> None:
         """Give the next task of a limited name its turn again."""
@@ -187,13 +187,14 @@ class Slots:
         self.queues.clear()
         self.lent.clear()
         for named in self._named.values():
-            named.accepted = named.running = named.lent = 0
+            named.accepted = named.running = 0
             named.parked.clear()
 
     def drop(self, task: TaskHandle[Any]) -> None:
         """Note that a task which waited was settled; let go of such tasks now and then."""
         if task in self.lent:
             self._end_lending(task)
+            self._leave_name(task)
         self._dropped += 1
         if self._dropped >= _PURGE:
             self._dropped = 0
@@ -218,6 +219,9 @@ class Slots:
             if task._outcome is not None or task._slot or self.lent.get(task, task) is None:
                 if (named := self._named.get(task.name)) is not None:
                     self._unpark(named)
+            elif task in self.lent:
+                self.insist(task)
+                return task
             elif self._take(task):
                 return task
         return None

@@ -103,7 +103,9 @@ class Unit(Protocol):
         """Cancel one of its tasks."""
         ...
 
-    def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> Coroutine[Any, Any, None]:
+    def stand_aside(
+        self, task: TaskHandle[Any], wait: Awaitable[None], other: TaskHandle[Any] | None = None, /
+    ) -> Coroutine[Any, Any, None]:
         """Wait for others in one of its tasks, which lends its slot meanwhile."""
         ...
 
@@ -319,7 +321,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         has just deferred waits for ever. There, ``await`` the function itself.
 
         Raises:
-            RuntimeError: The task waits for itself.
+            RuntimeError: The task waits for itself, or for one of its name where one runs at a time.
         """
         yield from self.settled().__await__()
         return self.result()
@@ -328,7 +330,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
         """Wait for the end, whatever it is.
 
         Raises:
-            RuntimeError: The task waits for itself.
+            RuntimeError: As for ``await``.
         """
         if self._outcome is None:
             if self._attempts and self._is_current():
@@ -342,7 +344,7 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
             try:
                 if self._outcome is None:  # it may have settled in another thread just now
                     here = task_here()
-                    await (waiter if here is None or not here._slot else here._unit.stand_aside(here, waiter))
+                    await (waiter if here is None or not here._slot else here._unit.stand_aside(here, waiter, self))
             finally:
                 waiters.remove(waiter)
 
@@ -364,15 +366,10 @@ class TaskHandle(msgspec.Struct, Generic[T_co], eq=False, weakref=True):
 
 def task_here() -> TaskHandle[Any] | None:
     """Return the task that the running asyncio task was made for; None in any other, and in none at all."""
-    try:
-        runner: Any = asyncio.current_task()
-    except RuntimeError:  # no running loop
-        return None
-    if runner is None:
-        return None
-    frame = getattr(runner.get_coro(), "cr_frame", None)
+    runner: Any = asyncio.current_task()
+    frame = None if runner is None else getattr(runner.get_coro(), "cr_frame", None)
     if frame is not None and frame.f_code in runner_codes:
         found: TaskHandle[Any] = frame.f_locals["task"]
         return found
     task = running_task.get(None)  # a task factory may have put the coroutine inside of another
-    return task if task is not None and task._runner is runner else None
+    return task if task is not None and runner is not None and task._runner is runner else None

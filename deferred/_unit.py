@@ -107,7 +107,9 @@ class Host(Protocol):
         """Cancel `task`."""
         ...
 
-    def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> Coroutine[Any, Any, None]:
+    def stand_aside(
+        self, task: TaskHandle[Any], wait: Awaitable[None], other: TaskHandle[Any] | None = None, /
+    ) -> Coroutine[Any, Any, None]:
         """Wait for others in `task`, which lends its slot meanwhile."""
         ...
 
@@ -275,9 +277,11 @@ class UnitOfWork:
         """Cancel one of its tasks; what `TaskHandle.cancel` calls."""
         return self._host.cancel(task, Outcome.CANCELLED_BY_HANDLE)
 
-    def stand_aside(self, task: TaskHandle[Any], wait: Awaitable[None], /) -> Coroutine[Any, Any, None]:
+    def stand_aside(
+        self, task: TaskHandle[Any], wait: Awaitable[None], other: TaskHandle[Any] | None = None, /
+    ) -> Coroutine[Any, Any, None]:
         """Wait for others in one of its tasks, which lends its slot meanwhile."""
-        return self._host.stand_aside(task, wait)
+        return self._host.stand_aside(task, wait, other)
 
     def decide(self, task: TaskHandle[Any], /) -> bool | None:
         """Say whether a released task is to run; None while the outcome is not known (it is held)."""

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from deferred import Limit, Supervisor, TaskState, defer
+from deferred import Limit, Supervisor, TaskState, current_context, defer
 from tests.faults.support import fine, nothing_left, turns
 
 pytestmark = pytest.mark.looptime
@@ -37,29 +37,81 @@ class Meter:
             self.most = max(self.most, self.now)
 
 
-@pytest.mark.parametrize("limits", [{}, {"tree": Limit(running=1)}, {"tree": Limit(running=2, pending=50)}])
+@pytest.mark.parametrize("limits", [{}, {"leaf": Limit(running=1)}, {"branch": Limit(running=2, pending=50)}])
 @pytest.mark.parametrize("slots", [1, 2, 5])
 async def test_tasks_that_wait_for_their_children(slots, limits):
     """S10: a tree of tasks, each waiting for its branches, needs no more slots than there are, nor takes more."""
     meter = Meter()
 
-    async def tree(depth):
+    async def leaf():
         with meter.at_work():
             await asyncio.sleep(1)
-            if not depth:
-                return 1
-            branches = [defer(tree, depth - 1) for _ in range(3)]
-            return sum([await meter.wait_for(branch) for branch in branches])
+            return 1
 
-    tree.__qualname__ = "tree"
+    async def branch():
+        with meter.at_work():
+            leaves = [defer(leaf) for _ in range(3)]
+            return sum([await meter.wait_for(handle) for handle in leaves])
+
+    async def tree():
+        with meter.at_work():
+            branches = [defer(branch) for _ in range(9)]
+            return sum([await meter.wait_for(handle) for handle in branches])
+
+    leaf.__qualname__, branch.__qualname__ = "leaf", "branch"
     async with Supervisor(max_running=slots, limits=limits) as supervisor:
         with supervisor.context() as ctx:
-            handle = ctx.defer(tree, 3)
+            handle = ctx.defer(tree)
         assert await handle == 27
         await turns(2)
         assert nothing_left(supervisor)
-    running = limits["tree"].running if limits else slots
-    assert meter.most == min(slots, running)
+    assert meter.most <= slots
+
+
+async def test_a_limit_of_one_keeps_tasks_apart():
+    """S10: the slot of its name is not lent: no other task of that name starts in the middle of one."""
+    inside = []
+
+    async def alone(number):
+        inside.append(number)
+        await defer(asyncio.sleep, 1)
+        inside.append(number)
+
+    async with Supervisor(limits={"alone": Limit(running=1)}) as supervisor:
+        with supervisor.context() as ctx:
+            handles = [ctx.with_options(name="alone").defer(alone, number) for number in range(3)]
+        for handle in handles:
+            await handle
+        assert nothing_left(supervisor)
+    assert inside == [0, 0, 1, 1, 2, 2]
+
+
+async def test_waiting_for_one_that_is_kept_apart():
+    """S10: a task that waits for one of its name, of which one runs at a time, is told that it waits for ever."""
+
+    async def parent():
+        with another.context() as ctx:
+            elsewhere = await ctx.with_options(name="alone").run(fine)
+        handle = current_context().with_options(name="alone").defer(fine)
+        answers.append(await elsewhere)
+        answers.append(await current_context().defer(fine))
+        try:
+            await handle
+        finally:
+            answers.append(handle)
+
+    answers = []
+    limits = {"alone": Limit(running=1)}
+    async with Supervisor(max_running=1, limits=limits) as supervisor, Supervisor(limits=limits) as another:
+        with supervisor.context() as ctx:
+            handle = ctx.with_options(name="alone").defer(parent)
+        with pytest.raises(
+            RuntimeError, match=r"'alone' waits for another one of its name \(deferred at .* another name"
+        ):
+            await handle
+        assert await answers.pop() == "fine"  # it has started, once that task had ended
+        assert answers == ["fine", "fine"]
+        assert nothing_left(supervisor)
 
 
 async def test_who_has_waited_goes_on_before_others_start():
