@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 else:
     try:
         import httpx
-    except ModuleNotFoundError:  # its successor, with the same face
-        import httpx2 as httpx
+    except ModuleNotFoundError:
+        try:
+            import httpx2 as httpx  # its successor, with the same face
+        except ModuleNotFoundError:
+            message = "the client needs httpx, which is not installed: pip install 'deferred-middleware[testing]'"
+            raise ModuleNotFoundError(message, name="httpx") from None
 
 __all__ = ["Client", "make_client"]
 

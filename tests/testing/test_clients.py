@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 
 import httpx
 import pytest
@@ -292,3 +293,13 @@ def test_work_of_a_test_client_without_a_lifespan_can_never_end():
         TestClient(starlette()).get("/hanging")
         with pytest.warns(UnfinishedWorkWarning, match="event loop"):
             kit.wait_sync()
+
+
+async def test_without_httpx_the_client_says_what_to_install(monkeypatch):
+    """The error names the extra, and not a package that nobody has heard of."""
+    for name in ("httpx", "httpx2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "deferred.testing._http", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"deferred-middleware\[testing\]"):
+        async with client(starlette()):
+            raise AssertionError
