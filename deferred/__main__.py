@@ -57,10 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = asyncio.run(_run(command, options))
         print(end="", flush=True)
-    except BrokenPipeError:
-        # Whoever reads has seen enough; what is left is not to be written at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except TargetError as error:
         print(f"deferred: {error}", file=sys.stderr)
         return 2
@@ -68,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"deferred: {error}", file=sys.stderr)
         return 1
     except (DeferredError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and command is not _worker:
+            # Whoever reads has seen enough; what is left is not to be written at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 1
         print(f"deferred: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return code

@@ -119,8 +119,13 @@ class Server:
         self._task = asyncio.create_task(serving)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            await self.stop()
+            return
+        self.hold.set()
+        with contextlib.suppress(AssertionError):  # what is wrong is known by now
+            await self.stop()
 
     async def stop(self) -> None:
         """Stop, and wait for the end."""

@@ -86,7 +86,9 @@ async def parks_the_dead(bench: Bench) -> None:
         async with Server(engine, lambda _: Dead("failed", "ValueError: no \x00 such 🏃")) as server:
             await server.next()
             await until_settled(engine)
-            (letter,) = await engine.dead()
+            letters = await engine.dead()
+            expect(len(letters), 1, "how many dead letters there are")
+            letter = letters[0]
             expect(server.delivered.qsize(), 0, "deliveries of a dead letter")
         expect((letter.id, letter.name, letter.payload), (stored.id, "poison", b'{"a":1}'), "what is kept")
         expect((letter.headers, letter.number), ({"x": "y"}, 1), "its headers and number")
@@ -96,6 +98,23 @@ async def parks_the_dead(bench: Bench) -> None:
         expect([found.id for found in await engine.dead(ids=[stored.id])], [stored.id], "dead letters by id")
         expect(await engine.dead(ids=["unheard-of"]), [], "dead letters of an unknown id")
         expect(await engine.delete([stored.id]), [stored.id], "what delete() says")
+        expect(await engine.depth(), Depth(), "what is left once the letter is deleted")
+
+
+async def lists_the_dead(bench: Bench) -> None:
+    """Dead letters are listed with the latest first, no more of them than asked for."""
+    async with bench.engine() as engine:
+        stored = [job(str(number)) for number in range(3)]
+        async with Server(engine, lambda _: Dead("failed")) as server:
+            for each in stored:
+                await engine.enqueue([each])
+                await server.next()
+                await until_settled(engine)
+                await asyncio.sleep(0.01)  # as fine as any store's clock
+        expect([letter.name for letter in await engine.dead()], ["2", "1", "0"], "the order of dead letters")
+        expect([letter.name for letter in await engine.dead(limit=1)], ["2"], "one dead letter of three")
+        expect(await engine.dead(limit=0), [], "no dead letter of three")
+        await engine.delete([each.id for each in stored])
 
 
 async def replays_the_dead_once(bench: Bench) -> None:
@@ -147,6 +166,15 @@ async def dedupes(bench: Bench) -> None:
             expect(await engine.enqueue([same]), [same.id], "the id of a key that is free again")
             await server.next()
             await until_settled(engine)
+        dying, next_one = job(key="one runner"), job(key="one runner")
+        await engine.enqueue([dying])
+        async with Server(engine, lambda _: Dead("failed")) as server:
+            await server.next()
+            await until_settled(engine)
+            expect(await engine.enqueue([next_one]), [next_one.id], "the id of a key whose job is dead")
+            await server.next()
+            await until_settled(engine)
+        await engine.delete([dying.id, next_one.id])
 
 
 async def joins_transactions(bench: Bench) -> None:
@@ -187,6 +215,7 @@ async def keeps_queues_apart(bench: Bench) -> None:
     """A worker is given jobs of its queues alone."""
     async with bench.engine() as engine:
         await engine.enqueue([job("here", queue="here"), job("there", queue="there"), job("else", queue="else")])
+        expect((await engine.depth(["here", "else"])).waiting, 2, "how many wait in two of three queues")
         async with Server(engine, queues=("there", "else")) as server:
             expect({delivery.name for delivery in await server.all(2)}, {"there", "else"}, "what was delivered")
         expect((await engine.depth(["here"])).waiting, 1, "what waits in the other queue")
@@ -218,6 +247,7 @@ async def stops(bench: Bench) -> None:
         server.hold.clear()
         async with server:
             await server.next()
+            expect(await engine.depth(), Depth(running=1), "the depth while a job runs")
             server.stopping()
             await engine.enqueue([job("second")])
             await asyncio.sleep(0.2)  # the time in which one that goes on would deliver it
@@ -247,6 +277,22 @@ async def outlives_a_raising_handle(bench: Bench) -> None:
             notes = [delivery.note for delivery in await server.all(3)]
             await until_settled(engine)
         expect(notes, ["", "note", "note"], "the notes")
+
+
+async def outlives_a_cancelled_handle(bench: Bench) -> None:
+    """A handle that is cancelled leaves its job, to be delivered again."""
+    async with bench.engine() as engine:
+        stored = job()
+        await engine.enqueue([stored])
+
+        def answer(delivery: Delivery) -> Verdict:
+            if delivery.number == 1:
+                raise asyncio.CancelledError
+            return Done()
+
+        async with Server(engine, answer) as server:
+            expect({delivery.id for delivery in await server.all(2)}, {stored.id}, "the ids delivered")
+            await until_settled(engine)
 
 
 async def keeps_a_lease(bench: Bench) -> None:
@@ -317,6 +363,7 @@ CHECKS: Sequence[Check] = (
     keeps_large_payloads,
     retries_later,
     parks_the_dead,
+    lists_the_dead,
     replays_the_dead_once,
     delays,
     dedupes,
@@ -326,6 +373,7 @@ CHECKS: Sequence[Check] = (
     bounds_concurrency,
     stops,
     outlives_a_raising_handle,
+    outlives_a_cancelled_handle,
     keeps_a_lease,
     survives_a_crash,
     shares,
