@@ -45,7 +45,12 @@ class Lifespan:
             )
             raise EventLoopError(message)
         self._task = asyncio.get_running_loop().create_task(self._run())
-        await self._ask("startup")
+        try:
+            await self._ask("startup")
+        except BaseException:
+            self._task.cancel()  # it may wait for more, and nobody says more
+            await asyncio.wait([self._task])
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

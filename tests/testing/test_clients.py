@@ -166,6 +166,7 @@ async def test_an_app_that_fails_to_start():
     async def refusing(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
+        await receive()
 
     async def raising(scope, receive, send):
         await receive()
@@ -180,6 +181,7 @@ async def test_an_app_that_fails_to_start():
     with pytest.raises(RuntimeError, match="startup of the app has failed: no database"):
         async with client(refusing):
             pass
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     with pytest.raises(BoomError):
         async with client(raising):
             pass
