@@ -16,7 +16,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from deferred._call import Kind
+from deferred._call import Kind, close_refused
 from deferred._context import DeferredContext, make_context
 from deferred._drain import Drain
 from deferred._events import (
@@ -240,7 +240,7 @@ class Launcher(Settlement):
                 runner = _Task(coroutine, loop=loop, context=task._vars, eager_start=True)
             else:
                 runner = loop.create_task(coroutine, context=task._vars)
-                runner.add_done_callback(partial(self._never_ran, task))
+                runner.add_done_callback(partial(self._never_ran, task, coroutine))
         except BaseException as error:  # noqa: BLE001  # told as the task's failure
             self._fail(task, coroutine, error)
         else:
@@ -260,8 +260,10 @@ class Launcher(Settlement):
         if hasattr(runner, "_log_destroy_pending"):  # a task factory may make anything
             runner._log_destroy_pending = False  # one left behind is reported by us, by name
 
-    def _never_ran(self, task: TaskHandle[Any], _runner: object) -> None:
+    def _never_ran(self, task: TaskHandle[Any], coroutine: Coroutine[Any, Any, None], _runner: object) -> None:
         """Settle a task that was cancelled before its first step."""
+        if not task._attempts:
+            close_refused(coroutine)  # if it is inside of another, which was cancelled in its place
         self.settle(task, task._stopped_by or Outcome.CANCELLED_BY_ITSELF)
 
     def _pump(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
@@ -326,6 +327,25 @@ class TestHosts:
         assert itself is handle
         assert named == below.name
         assert below.name.endswith("child")
+
+    async def test_cancelled_inside_a_task_factory(self):
+        """A36, A64: cancelled before the first step of what a task factory has made, it leaves no coroutine behind."""
+        loop = asyncio.get_running_loop()
+
+        async def traced(coro):
+            raise AssertionError
+
+        async with Supervisor() as supervisor:
+            loop.set_task_factory(lambda loop, coro, **how: asyncio.Task(traced(coro), loop=loop, **how))
+            try:
+                with supervisor.context() as ctx:
+                    handle = ctx.wait_until(fine())
+                    handle.cancel()
+                await asyncio.sleep(0)
+            finally:
+                loop.set_task_factory(None)
+            gc.collect()
+        assert handle.state is TaskState.CANCELLED
 
     async def test_what_a_hook_learns_of_the_discarded(self):
         """S5: discarded work is told with its reason."""
