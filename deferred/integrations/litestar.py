@@ -10,7 +10,7 @@ which is entered last and left first.
 from __future__ import annotations
 
 import keyword
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from sys import exception
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
@@ -127,17 +127,18 @@ class _Middleware(ASGIMiddleware):
         self._supervisor = supervisor
         self._lifetime: asgi.Lifetime = asgi.check_lifetime(lifetime)
         self._made: dict[ASGIApp, _Answering] = {}  # one for each route handler, not for each request
+        self._sockets: dict[ASGIApp, _Answering] = {}  # an app that is mounted may serve both
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Serve one request or websocket."""
         plain = cast("asgi.Scope", scope)
-        app = self._made.get(next_app)
+        made = self._made if plain["type"] == "http" else self._sockets
+        app = made.get(next_app)
         if app is None:
             inner = cast("asgi.ASGIApp", next_app)
-            if plain["type"] == "websocket":
+            if made is self._sockets:
                 inner = _raising_rejections(inner)
-            app = _Answering(inner, self._supervisor, lifetime=self._lifetime)
-            self._made[next_app] = app
+            app = made[next_app] = _Answering(inner, self._supervisor, lifetime=self._lifetime)
         await app(plain, cast("asgi.Receive", receive), cast("asgi.Send", send))
 
 
@@ -151,12 +152,12 @@ def _raising_rejections(app: asgi.ASGIApp) -> asgi.ASGIApp:
     """Have a rejection leave a websocket's handler as what it is: Litestar closes with 4500 for any error."""
 
     async def call(scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
-        async def send_or_raise(message: asgi.Message) -> None:
+        def send_or_raise(message: asgi.Message) -> Awaitable[None]:
             if message["type"] == "websocket.close" and message.get("code") == _CLOSE_OF_AN_ERROR:
                 rejection = rejection_in(exception())
                 if rejection is not None:
                     raise rejection
-            await send(message)
+            return send(message)
 
         await app(scope, receive, send_or_raise)
 

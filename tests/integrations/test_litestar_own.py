@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from litestar import Litestar, Request, Response, WebSocket, get, post, websocket
+from litestar import Litestar, Request, Response, WebSocket, asgi, get, post, websocket
 from litestar.background_tasks import BackgroundTask as TheirTask
 from litestar.background_tasks import BackgroundTasks as TheirTasks
 from litestar.cli.main import litestar_group
 from litestar.di import NamedDependency, Provide
 from litestar.response import Stream
+from litestar.types import Receive, Scope, Send
 
 from deferred import DeferredContext, Limit, Retry, Supervisor, TaskRejectedError, current_context, defer
 from deferred.execution import concurrent
@@ -316,3 +317,19 @@ async def test_work_of_a_late_dependency_is_not_lost(script):
         await idle(supervisor)
         await turns(3)
     assert script.noted == ["clean-up"]
+
+
+async def test_a_mounted_app_that_serves_both_is_answered_for_in_both():
+    """S10: a rejection in a websocket is told to its client, also behind a mount that has served a request before."""
+
+    @asgi("/mounted", is_mount=True, copy_scope=True)
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(2):
+            defer(turns, 1)
+
+    supervisor = Supervisor(max_per_context=1)
+    async with Client(app_of(supervisor, mounted)) as client:
+        assert (await client.get("/mounted")).status == 503
+        socket = await client.websocket("/mounted").start().done()
+        await idle(supervisor)
+    assert (socket.status, socket.error) == (503, None)
