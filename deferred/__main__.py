@@ -47,7 +47,7 @@ class StoreError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, 1 if it failed, 2 if it was not understood."""
+    """Run a command; return the exit code: 0, 1 if it failed, 2 if it was not understood, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     command: Callable[[argparse.Namespace], Awaitable[int]] = options.command
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = asyncio.run(_run(command, options))
         print(end="", flush=True)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # as a shell says it
     except TargetError as error:
         print(f"deferred: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -208,6 +209,17 @@ def test_output_that_cannot_be_written(store):
     unread = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(writing)
     assert (unread.returncode, unread.stderr) == (1, b"")
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch):
+    """A command that Ctrl-C has ended, a worker that was still starting among them, ends as a shell expects it."""
+
+    async def interrupted(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(MemoryEngine, "setup", interrupted)
+    assert main(["doctor", "memory://"]) == 130
 
 
 @pytest.mark.parametrize(
