@@ -148,6 +148,7 @@ def test_old_arguments_are_upgraded(registry):
     assert task.read(b'{"address":"a"}', {}) == (("a", 2), {})
     assert task.read(b'{"to":"a"}', task.headers()) == (("a",), {})
     assert task.is_newer({"deferred-version": "3"})
+    assert task.is_newer({"deferred-version": "9" * 5000})  # more digits than Python turns into a number
     assert not task.is_newer({"deferred-version": "2"})
     assert not task.is_newer({"deferred-version": "?"})
     with pytest.raises(PayloadError, match="upgrade from version 1 failed: 'address'"):
