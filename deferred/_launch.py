@@ -53,6 +53,7 @@ class Launcher(Settlement):
 
     __slots__ = (
         "_pumping",
+        "_release_next",
         "_released",
         "_releasing",
         "_variables",
@@ -76,6 +77,7 @@ class Launcher(Settlement):
         self._released: deque[TaskHandle[Any]] = deque()
         self._releasing = False
         self._variables = Context()
+        self._release_next = self._launch_released  # a method is made anew each time it is looked up
         self.look()
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -151,7 +153,7 @@ class Launcher(Settlement):
             return
         loop: Any = self.loop
         try:
-            loop.call_soon(self._launch_released, context=self._variables)  # in nobody's variables
+            loop.call_soon(self._release_next, context=self._variables)  # in nobody's variables
             self._releasing = True
         except RuntimeError:
             if not loop.is_closed():  # else they stay unfinished, and are told as that
@@ -163,7 +165,11 @@ class Launcher(Settlement):
         released, slots, options = self._released, self.slots, self.options
         loop: Any = self.loop
         direct = _EAGER and self.plain and self.deadline is None and not slots.named and loop.get_task_factory() is None
-        for _ in range(min(len(released), _BATCH)):
+        left = len(released)
+        if left > _BATCH:  # noqa: PLR1730  # a call of min() costs as much as all of this method's tests
+            left = _BATCH
+        while left:
+            left -= 1
             task = released.popleft()
             if (
                 direct
@@ -188,11 +194,11 @@ class Launcher(Settlement):
                         runner._log_destroy_pending = False
             else:
                 self._launch_decided(task)
-        if self.rooms:
+        if not self.calm and self.rooms:
             self.make_room()  # those who started wait no longer
         if released and not self._releasing:  # else what has just run has released more, and seen to it
             self._releasing = True
-            loop.call_soon(self._launch_released, context=self._variables)
+            loop.call_soon(self._release_next, context=self._variables)
 
     def _launch_decided(self, task: TaskHandle[Any]) -> None:
         context: Any = task._unit

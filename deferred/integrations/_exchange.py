@@ -66,11 +66,11 @@ class Exchange(DeferredContext):
         """Send for the app; note the status, and when the last part is out."""
         kind = message["type"]
         if kind == "http.response.body":
-            if message.get("more_body", False) or self._trailing:
+            if ("more_body" in message and message["more_body"]) or self._trailing:  # noqa: RUF019  # half as dear as `get`
                 return self._send(message)
             return self._send_last(message)
         if kind == "http.response.start":
-            self._status = status = message.get("status")
+            self._status = status = message["status"] if "status" in message else None  # noqa: SIM401  # as above
             if "trailers" in message:
                 self._trailing = message["trailers"]
             if status == _SERVER_ERROR:
@@ -121,7 +121,8 @@ class Exchange(DeferredContext):
         self._receive = _http_is_over if kind == "http" else _websocket_is_over
         self._send = _too_late
         if self._describe is not None:  # all that is kept of the scope is the label: memory costs more than its text
-            self._subject, self._describe = self._describe(self._subject), None
+            self._subject = self._describe(self._subject)
+            self._describe = None
 
     async def absorb(self, error: BaseException, scope: Scope) -> bool:
         """End the context with `error`; answer a rejection and say True, else leave it to the server."""

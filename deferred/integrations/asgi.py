@@ -193,4 +193,7 @@ def check_lifetime(lifetime: Lifetime) -> Lifetime:
 
 
 def _label(scope: Scope) -> str:
-    return f"{scope.get('method', 'WEBSOCKET')} {scope.get('path', '')}"
+    try:
+        return f"{scope['method']} {scope['path']}"
+    except KeyError:
+        return f"{scope.get('method', 'WEBSOCKET')} {scope.get('path', '')}"
