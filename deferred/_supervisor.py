@@ -240,7 +240,8 @@ class Supervisor(Lifecycle):
         """Register a function as a durable task: a decorator that leaves it as it is.
 
         Stored work names it by `name` alone, so the name stays when the function moves. Its
-        annotated parameters say what is stored.
+        annotated parameters say what is stored. These options are those of stored work; where the
+        function is deferred in memory, those of the context hold.
 
         Args:
             name: Its name in stores, logs and commands.
