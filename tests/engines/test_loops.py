@@ -10,6 +10,8 @@ import pytest
 from deferred import EngineError, Supervisor
 from deferred.engines import Job, find_engine
 from deferred.engines._bench import until_settled
+from deferred.engines.postgres import PostgresEngine
+from deferred.engines.sqlite import SQLiteEngine
 
 
 def run_and_close(main):
@@ -29,9 +31,17 @@ def url(request, tmp_path):
     return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db"
 
 
+def hasty(url):
+    """Make an engine whose jobs are not long those of a worker that is gone."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "postgresql":
+        return PostgresEngine(url, lease=1.0, poll=0.2)
+    return SQLiteEngine(rest.removeprefix("/"), lease=1.0) if scheme == "sqlite" else find_engine(url)
+
+
 def use_on_many_loops(url, run):
     """Store on two loops, break off serving on two more, finish on the last two."""
-    supervisor, done, before = Supervisor(engine=url), [], workers()
+    supervisor, done, before = Supervisor(engine=hasty(url)), [], workers()
 
     @supervisor.task("note")
     async def note(number: int) -> None:
