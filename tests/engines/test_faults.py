@@ -158,8 +158,8 @@ async def nothing(_):
 async def test_a_worker_whose_heartbeat_has_died_is_fenced(engine, postgres_url):
     """Its job goes to another after the lease, and what it says then changes nothing. D08 D41."""
     await engine.enqueue([job()])
-    other = PostgresEngine(postgres_url, lease=2.0, poll=0.3)
-    lame = PostgresEngine(postgres_url, lease=2.0, poll=60.0)  # it does not take its own job again
+    other = PostgresEngine(postgres_url, lease=30.0, poll=0.3)
+    lame = PostgresEngine(postgres_url, lease=3600.0, poll=60.0)  # it neither notices nor takes its own job again
     worker = Worker(lame, lambda _: RetryIn(3600.0, "late"))
     worker.hold.clear()
     with mock.patch.object(Heartbeat, "send_heartbeat", nothing):

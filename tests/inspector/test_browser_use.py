@@ -212,8 +212,9 @@ def test_details_of_what_never_rests(served, browse):
     page = browse(app.url)
     page.locator(".card a.go").click()
     expect(page.locator("#detail .work")).not_to_have_count(0)
-    before = page.locator("#detail .work").count()
-    expect(page.locator("#detail .work").nth(before + 8)).to_be_attached()
+    changed = "(last) => [...document.querySelectorAll('#detail .work')].at(-1).innerHTML !== last"
+    for _ in range(8):  # the last one, and not their number: there is a most that is shown
+        page.wait_for_function(changed, arg=page.locator("#detail .work").last.inner_html())
 
 
 def test_what_is_opened_stays_in_sight(served, browse):
