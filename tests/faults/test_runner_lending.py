@@ -114,6 +114,19 @@ async def test_waiting_for_one_that_is_kept_apart():
         assert nothing_left(supervisor)
 
 
+@pytest.mark.parametrize("name", ["pair", "free"])
+async def test_waiting_for_one_of_its_name_that_has_room(name):
+    """S10: where two of a name may run, or any number, one may wait for the other."""
+
+    async def parent():
+        return await current_context().with_options(name=name).defer(fine, "child")
+
+    async with Supervisor(limits={"pair": Limit(running=2)}) as supervisor:
+        with supervisor.context() as ctx:
+            handle = ctx.with_options(name=name).defer(parent)
+        assert await handle == "child"
+
+
 async def test_who_has_waited_goes_on_before_others_start():
     """S10: the slot of the task that was waited for is for the one that waited, whoever else is in line."""
     order = []
