@@ -3,6 +3,7 @@
 Rules of this file: a signal handler notes and calls the one before it, nothing else; what it
 has replaced is put back at the end; a process that dies of a signal today does so tomorrow
 as well, but for hypercorn's workers, which would die of one that is meant for their parent.
+granian's are told once: at the second time they may block for ever.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Served:
         self._noted: list[int] = []
         self._late: asyncio.TimerHandle | None = None
         self._server = _parent_server()
+        self._told = self._raised = False  # of granian: that it has to end; by a SIGINT of ours
 
     async def __aenter__(self) -> Self:
         """Open the supervisor and listen."""
@@ -85,6 +87,8 @@ class Served:
         if threading.current_thread() is threading.main_thread():  # nobody else may, or is told
             for signum in (*_SIGNALS, signal.SIGQUIT) if self._server == "gunicorn" else _SIGNALS:
                 self._listen(signum)
+            if self._server == "granian" and signal.SIGINT in self._replaced:
+                self._loop.add_signal_handler(signal.SIGTERM, self._tell_once)
         self._compare_limits()
 
     async def close(self) -> None:
@@ -105,7 +109,9 @@ class Served:
             return  # nobody handles it, or something that cannot be called: the process's own affair
 
         def handler(number: int, frame: FrameType | None) -> None:
-            if not self._loop.is_closed():
+            self._told = True
+            raised, self._raised = self._raised, False
+            if not raised and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._note, number)
             if callable(before):
                 before(number, frame)
@@ -113,6 +119,17 @@ class Served:
         self._replaced[signum] = (handler, before)
         signal.signal(signum, handler)
         signal.siginterrupt(signum, False)  # as the event loop has it
+
+    def _tell_once(self) -> None:
+        """Tell granian of a SIGTERM, by a SIGINT, unless it has been told.
+
+        A terminal and systemd signal its whole group, upon which its parent repeats that as a SIGTERM. A
+        worker that is told again in the moment in which its other threads look waits for them, and they for it.
+        """
+        self._note(signal.SIGTERM)
+        if not self._told:
+            self._raised = True
+            signal.raise_signal(signal.SIGINT)
 
     def _note(self, signum: int) -> None:
         """Act on a signal; on the event loop."""
@@ -181,8 +198,9 @@ def _parent_server() -> str | None:
         return "gunicorn"
     if multiprocessing.parent_process() is None:
         return None
-    unhandled = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    return "hypercorn" if _is_hypercorn() and unhandled else "other"
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        return "hypercorn" if _is_hypercorn() else "other"
+    return "granian" if _is_granian() else "other"
 
 
 def _is_gunicorn() -> bool:
@@ -191,3 +209,7 @@ def _is_gunicorn() -> bool:
 
 def _is_hypercorn() -> bool:
     return "hypercorn.asyncio.run" in sys.modules
+
+
+def _is_granian() -> bool:
+    return "granian.server.mp" in sys.modules and sys.platform != "win32"  # where loops handle no signals

@@ -1,8 +1,10 @@
 """What `Served` does to the signal handlers of a process."""
 
 import asyncio
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -208,3 +210,57 @@ async def test_mounted_twice_two_handlers_cut_one_drain(handled, caplog):
     await cutting
     assert supervisor.stats().cancelled == 1
     assert handled == [signal.SIGTERM] * 2
+
+
+@pytest.fixture
+async def told(handled, monkeypatch):
+    """Listen on the loop as a worker process of granian does; give what it was told."""
+    monkeypatch.setitem(sys.modules, "granian.server.mp", asyncio)
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    came, loop = [], asyncio.get_running_loop()
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    for signum in before:
+        loop.add_signal_handler(signum, came.append, signum)
+    yield came
+    for signum, old in before.items():
+        loop.remove_signal_handler(signum)
+        signal.signal(signum, old)
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+async def test_granian_is_told_once(told, first):
+    """C06: a worker of it that is told again at once may block for ever, and what its parent repeats is such."""
+    supervisor = Supervisor(drain_timeout=1000)
+
+    async def endless():
+        await asyncio.get_running_loop().create_future()
+
+    async with Served(supervisor) as served:
+        with supervisor.context() as ctx:
+            ctx.defer(endless)
+        for signum in (first, signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(signum)
+            await until(lambda: told and supervisor.draining)
+        closing = asyncio.create_task(served.close())
+        await until(lambda: supervisor._draining)
+        signal.raise_signal(signal.SIGTERM)
+        told_last = asyncio.Event()
+        asyncio.get_running_loop().call_later(0, told_last.set)
+        await told_last.wait()  # a whole turn of the loop, which looks for signals
+        assert told == [signal.SIGINT]
+        assert not closing.done(), "nothing has cut the drain"
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C again
+        await closing
+    assert supervisor.stats().cancelled == 1
+
+
+@pytest.mark.looptime
+async def test_granian_is_told_of_a_sigterm_that_is_logged_as_one(told, caplog):
+    """C10: what is logged names the signal that has come, not the one that granian is told by."""
+    supervisor = Supervisor(drain_timeout=20)
+    async with Served(supervisor):
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(21)
+        assert told == [signal.SIGINT]
+        assert "SIGTERM came 20 s ago" in caplog.text
+        assert "SIGINT" not in caplog.text
