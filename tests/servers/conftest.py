@@ -1,6 +1,7 @@
 """The tests here wait for processes: they run side by side, in threads, but for the asynchronous ones."""
 
 import inspect
+import logging
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def side_by_side(request: pytest.FixtureRequest):
     """Start the tests of this folder that were chosen, some at a time, before the first of them is asked for."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else what they ask is in the log of whichever test runs
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)
     for item in request.session.items:
         if waits(item):
