@@ -68,6 +68,32 @@ async def test_tasks_that_wait_for_their_children(slots, limits):
     assert meter.most <= slots
 
 
+async def test_who_waits_again_is_the_first_of_its_context():
+    """S10: a task that has lent its slot goes on before those of its context that have not started."""
+    order = []
+
+    async def child():
+        other.defer(later)
+        await asyncio.sleep(1)
+
+    async def later():
+        order.append("later")
+
+    async def waiting(name):
+        await handle
+        await asyncio.sleep(1)
+        order.append(name)
+
+    async with Supervisor(max_running=1) as supervisor:
+        with supervisor.context() as one:
+            one.defer(waiting, "one")
+        with supervisor.context() as other:
+            other.defer(waiting, "other")
+        with supervisor.context() as third:
+            handle = third.defer(child)
+    assert order == ["one", "other", "later"]
+
+
 async def test_a_limit_of_one_keeps_tasks_apart():
     """S10: the slot of its name is not lent: no other task of that name starts in the middle of one."""
     inside = []
