@@ -66,6 +66,9 @@ class _Named:
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
+        self.clear()
+
+    def clear(self) -> None:
         self.accepted = 0  # not settled yet
         self.running = 0
         self.parked: deque[TaskHandle[Any]] = deque()  # next in turn, but for their name's limit
@@ -187,8 +190,7 @@ class Slots:
         self.queues.clear()
         self.lent.clear()
         for named in self._named.values():
-            named.accepted = named.running = 0
-            named.parked.clear()
+            named.clear()
 
     def drop(self, task: TaskHandle[Any]) -> None:
         """Note that a task which waited was settled; let go of such tasks now and then."""
