@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import sqlite3
+from pathlib import Path
 from typing import Any, cast
 
 import aiosqlite
@@ -84,6 +85,7 @@ class Store(cairnq.SQLiteStore):
         self._writes.update(deferred_dead=False, deferred_depth=False, deferred_live=False)
         self.stored = asyncio.Event()
         self.leases: dict[str, Leases] = {}
+        self._file: tuple[int, int] | None = None
 
     async def connect(self) -> None:
         """Open the file, once.
@@ -118,8 +120,17 @@ class Store(cairnq.SQLiteStore):
         if generation != self._generation:
             await connection.close()
             raise StoreClosed
+        self._file = await _file_of(connection, self._path)
         self._next_stats_refresh_at = asyncio.get_running_loop().time() + cairnq._STATS_REFRESH_INTERVAL_S
         self._conn = connection
+
+    async def is_elsewhere(self) -> bool:
+        """Say whether another file, or none, is at its path by now: what is stored in this one would be lost."""
+        connection = self._conn
+        if connection is None or self._closing:
+            return False
+        moved = await _file_of(connection, self._path) != self._file
+        return moved and connection is self._conn and not self._closing
 
     def leave(self) -> None:
         """Close the file in another thread than its own, which may have ended with the event loop; waits for it."""
@@ -155,3 +166,17 @@ class Store(cairnq.SQLiteStore):
             async with asyncio.timeout(timeout_ms / 1000 * random.uniform(0.5, 1.0)):  # noqa: S311  # no secret
                 await self.stored.wait()
         self.stored.clear()
+
+
+async def _file_of(connection: Any, path: str) -> tuple[int, int] | None:
+    """Return what tells the file at `path` from any other; looked up in the connection's thread, as it may block."""
+    found: tuple[int, int] | None = await connection._execute(_identity, path)
+    return found
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

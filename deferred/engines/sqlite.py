@@ -46,6 +46,7 @@ from deferred.engines._support import (
     answer,
     clean,
     foreign,
+    logger,
     persist,
     positive,
     raw_connection,
@@ -149,6 +150,10 @@ class SQLiteEngine:
                 self._store = store
         try:
             await self._store.connect()
+            if await self._store.is_elsewhere():
+                logger.warning("engine sqlite:///%s: its file was removed or replaced: it is opened anew", self.path)
+                await self._store.close()
+                await self._store.connect()
         except ProtocolVersionMismatch as error:
             await self.close()
             message = f"{self.path} cannot be used: {error}. It needs the version of cairnq that wrote it"

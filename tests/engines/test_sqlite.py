@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import threading
 import time
+from pathlib import Path
 
 import aiosqlite
 import pytest
@@ -306,3 +307,19 @@ async def test_rows_that_were_written_over_are_dead_letters(engine, caplog):
     assert "job metadata is a dead letter (foreign)" in caplog.text
     await store._conn.execute("update cairnq_tasks set error = '3'")
     assert [letter.error for letter in await engine.dead()] == ["", ""]
+
+
+async def test_a_file_that_is_replaced_is_opened_anew(engine, caplog):
+    """Once the file is removed or replaced, no job is accepted into the one that is gone. D40."""
+    await engine.enqueue([job("before")])
+    folder = Path(engine.path).parent
+    for file in folder.iterdir():
+        file.rename(file.with_name(f"old-{file.name}"))
+    assert await engine.enqueue([job("after")]) == ["after"]
+    with contextlib.closing(sqlite3.connect(engine.path)) as there:
+        assert there.execute("select id from cairnq_tasks").fetchall() == [("after",)]
+    async with Worker(engine) as worker:
+        assert (await worker.next()).id == "after"
+    assert [record.getMessage() for record in caplog.records if record.name == "deferred"] == [
+        f"engine sqlite:///{engine.path}: its file was removed or replaced: it is opened anew"
+    ]
