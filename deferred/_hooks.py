@@ -51,6 +51,7 @@ class Hooks:
     """
 
     __slots__ = (
+        "_begun",
         "_hooks",
         "_lost",
         "_tasks",
@@ -69,7 +70,8 @@ class Hooks:
 
     def __init__(self, hooks: Iterable[Any], limit: float) -> None:
         self._hooks = tuple(hooks)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], int] = {}  # what runs, by the number of those that began before
+        self._begun = 0
         self._waiting: deque[tuple[Any, Event, Any]] = deque()  # the hook, what it was told, what it returned
         self._lost = 0  # since there was room last
         self.limit = limit
@@ -140,7 +142,8 @@ class Hooks:
         """Let what a hook returned go on: now, in its turn, or not at all."""
         if len(self._tasks) < MAX_RUNNING:
             task = asyncio.get_running_loop().create_task(self._finish(hook, event, answer))
-            self._tasks.add(task)
+            self._tasks[task] = self._begun
+            self._begun += 1
             task.add_done_callback(self._next)
         elif len(self._waiting) < MAX_WAITING:
             self._waiting.append((hook, event, answer))
@@ -153,7 +156,7 @@ class Hooks:
 
     def _next(self, task: asyncio.Task[None]) -> None:
         """Let the next one go on."""
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if self._waiting:
             self._run(*self._waiting.popleft())
         elif self._lost:
@@ -191,14 +194,31 @@ class Hooks:
         self._give_up()
 
     async def finish(self, grace: float) -> None:
-        """Wait for asynchronous hooks that still run or wait; each has its own limit, all have `grace` more."""
-        end = asyncio.get_running_loop().time() + self.limit + grace
-        while self._tasks and (left := end - asyncio.get_running_loop().time()) > 0:
-            await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        """Wait for asynchronous hooks that run or wait now; each has its own limit, all have `grace` more.
+
+        Those of later events are somebody else's to wait for: under load there are always some. A hook
+        waits for none, for it would wait for itself, or for one that waits for it.
+        """
+        if self._in_a_hook:
+            return
+        clock = asyncio.get_running_loop().time
+        end, last = clock() + self.limit + grace, self._begun + len(self._waiting)
+        while (ours := [task for task, number in self._tasks.items() if number < last]) and (left := end - clock()) > 0:
+            await asyncio.wait(ours, timeout=left)
+
+    def leave(self) -> None:
+        """Wait no longer: tell nobody of those who still wait, cancel those that still run, and tell that."""
+        if self._in_a_hook:
+            return  # it closes its own supervisor: the others have their time
         self._give_up()
         for task in self._tasks:
             logger.error("a hook ignores its cancellation and is left behind: %r", task.get_coro())
             task.cancel()
+
+    @property
+    def _in_a_hook(self) -> bool:
+        """Say whether it is a hook that asks."""
+        return asyncio.current_task() in self._tasks
 
 
 def _wanted(hook: object) -> tuple[type[Event], ...]:

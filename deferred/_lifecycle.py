@@ -114,6 +114,9 @@ class Lifecycle:
                     self._durable.serve = served
                 if launcher.tasks:  # a hook has registered work as it was told of the end
                     await self._drain_once(launcher.timeout, enclosing_task())
+                    await launcher.hooks.finish(launcher.grace)
+                if ever == self._openings_ever:
+                    launcher.hooks.leave()
         finally:
             if ever == self._openings_ever:
                 self._shut("it has been drained and closed; work must be registered before the shutdown")
@@ -145,7 +148,9 @@ class Lifecycle:
             What was achieved; it has been told to the hooks (the log among them) before.
         """
         limit = self._launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
-        return await self._join_or_lead(limit, enclosing_task())
+        report = await self._join_or_lead(limit, enclosing_task())
+        await self._launcher.hooks.finish(self._launcher.grace)
+        return report
 
     async def _join_or_lead(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
         """Drain for `me`, the task that drains, if one does."""
@@ -158,13 +163,14 @@ class Lifecycle:
             return await self._drain_once(rest, me)
         return await self._lead(limit, me)
 
-    async def _wind_up(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
+    async def _wind_up(self, limit: float, me: TaskHandle[Any] | None) -> None:
         """Drain as a part of an end that must be over in time: a drain under way is given no more than `limit`."""
         launcher = self._launcher
         if self._drain is not None:
             self._drain.hasten(launcher.now() + limit)
             launcher.deadline = self._drain.deadline
-        return await self._join_or_lead(limit, me)
+        await self._join_or_lead(limit, me)
+        await launcher.hooks.finish(launcher.grace)
 
     async def _join(self, limit: float) -> DrainReport:
         """Wait for the drain under way; take its place if it is cancelled."""
@@ -218,7 +224,6 @@ class Lifecycle:
             launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
             if self._openings:
                 self._durable.start()
-        await launcher.hooks.finish(launcher.grace)
         return report
 
     def _begin(self, limit: float, me: TaskHandle[Any] | None) -> Drain:

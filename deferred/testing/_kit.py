@@ -336,6 +336,7 @@ class Kit(Assertions, Conductor):
             if not await settled(left, timeout):
                 await cut(launcher, left)
             await launcher.hooks.finish(timeout)
+            launcher.hooks.leave()
 
         return settle
 

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from deferred import Supervisor
+from deferred import Supervisor, TaskSucceeded, defer
 from deferred._hooks import MAX_RUNNING, MAX_WAITING
 
 pytestmark = pytest.mark.looptime
@@ -82,10 +82,80 @@ async def test_those_whose_turn_never_comes_are_counted(caplog):
     loop = asyncio.get_running_loop()
     async with Supervisor(on_error=hangs, hook_timeout=3, cancel_grace=2) as supervisor:
         defer_failures(supervisor, 3 * MAX_RUNNING)
-        await supervisor.drain()
-        assert loop.time() == pytest.approx(5)
+    assert loop.time() == pytest.approx(5)
     late = MAX_RUNNING
     assert f"the end came before {late} event(s) were told to slow hooks" in caplog.text
+
+
+async def test_whoever_drains_waits_for_no_later_event():
+    """A25: a unit of work that is drained waits for hooks told before; it neither awaits nor ends later ones."""
+    loop, told, waits = asyncio.get_running_loop(), 0, []
+
+    async def hook(event):
+        nonlocal told
+        await asyncio.sleep(0.5)
+        told += 1
+
+    hook.events = (TaskSucceeded,)
+    supervisor = Supervisor(hooks=[hook])
+
+    @supervisor.wrap
+    async def handler():
+        defer(asyncio.sleep, 0.1)
+
+    async def request():
+        began = loop.time()
+        await handler()
+        waits.append(loop.time() - began)
+
+    async with supervisor, asyncio.TaskGroup() as requests:
+        for _ in range(100):
+            requests.create_task(request())
+            await asyncio.sleep(0.1)  # there is always a hook at work
+    assert max(waits) < 1
+    assert told == 100
+
+
+async def test_a_hook_that_drains_does_not_wait_for_itself():
+    """A25, S11: a hook may call what drains: its wait is for the work, and for no hook."""
+    done = []
+
+    async def hook(event):
+        await notify()
+        await supervisor.drain()
+        await supervisor.close()
+        done.append(asyncio.get_running_loop().time())
+
+    supervisor = Supervisor(on_error=[hook, hook])
+
+    @supervisor.wrap
+    async def notify():
+        defer(asyncio.sleep, 1)
+
+    async with supervisor:
+        defer_failures(supervisor, 1)
+    assert done == [pytest.approx(1)] * 2
+
+
+async def test_whoever_joins_a_drain_waits_for_the_hooks_as_well():
+    """S11, A25: a supervisor that closes while somebody drains it ends when its hooks have been told of it all."""
+    told = []
+
+    async def slow(event):
+        await asyncio.sleep(1)
+        told.append(event)
+
+    async def late():
+        await asyncio.sleep(1)
+        raise BoomError
+
+    async with Supervisor(on_error=slow) as supervisor:
+        with supervisor.context() as ctx:
+            ctx.defer(late)
+        drain = asyncio.ensure_future(supervisor.drain())
+        await asyncio.sleep(0)
+    assert len(told) == 1
+    await drain
 
 
 def test_hooks_of_a_loop_that_is_gone_take_no_place():
