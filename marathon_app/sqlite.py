@@ -92,6 +92,9 @@ class SQLiteDatabase:
         """Let a write that has begun end, then close both connections."""
         if not await self._turns.ended(CLOSE_TIMEOUT):
             logger.error("A write did not end within %s s; closing the database", CLOSE_TIMEOUT)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         writer, reader = self._writer, self._reader
         self._writer = self._reader = None
         for connection in (reader, writer):
@@ -136,6 +139,9 @@ class SQLiteDatabase:
             raise DatabaseUnavailableError(message) from error
 
     async def _transact(self, work: Work[T]) -> T:
+        if self._writer is not None and await asyncio.to_thread(_inode, self.path) != self._inode:
+            logger.error("The database file was removed or replaced while the app was running; it is opened anew")
+            await self._disconnect()  # what is written to the file that is gone is lost
         writer, _ = await self._connections()
         raw = cast("aiosqlite.Connection", writer.raw_connection)
         try:

@@ -157,6 +157,19 @@ async def test_the_check_sees_a_file_that_was_removed(database):
         await database.check()
 
 
+async def test_a_write_goes_to_the_file_that_is_there(database, caplog):
+    """Once the file was removed or replaced, what is written goes to the one at its path."""
+    folder = database.path.parent
+    for file in folder.iterdir():
+        file.rename(file.with_name(f"old-{file.name}"))
+
+    await database.write(adding("after"))
+
+    assert stored_in(database.path) == ["after"]
+    await database.check()
+    assert "removed or replaced" in caplog.text
+
+
 async def test_the_check_sees_a_broken_database(database, monkeypatch):
     """A database that answers with an error fails the check with the error's kind only."""
 
