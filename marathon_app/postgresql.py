@@ -64,6 +64,8 @@ _AWAY: Final = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.InternalClientError,  # what is cut off at the moment at which it begins
+    asyncpg.ReadOnlySQLTransactionError,  # another server is the primary by now
+    asyncpg.DiskFullError,
 )
 
 
@@ -305,7 +307,7 @@ class _Held:
             return True  # it is, and the pool has taken it back at once
 
     def is_lost(self, error: BaseException) -> bool:
-        """Say whether this error means that the connection is no more."""
+        """Say whether this error means that the connection is no more, or of no use."""
         return isinstance(error, _AWAY) or self.is_closed
 
     async def take_back(self) -> None:
@@ -326,4 +328,4 @@ def _busy(error: BaseException) -> DatabaseBusyError:
 
 
 def _away(error: BaseException) -> DatabaseUnavailableError:
-    return DatabaseUnavailableError(f"the database cannot be reached, and nothing was stored ({type(error).__name__})")
+    return DatabaseUnavailableError(f"the database cannot be used, and nothing was stored ({type(error).__name__})")

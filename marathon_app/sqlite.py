@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 _WRITER: Final = ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA foreign_keys=ON")
 _READER: Final = ("PRAGMA query_only=ON",)
+_NO_ROOM: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)  # what the disk says
 
 
 class SQLiteDatabase:
@@ -154,6 +155,9 @@ class SQLiteDatabase:
             if _is_busy(error):
                 message = "another process holds the database's lock"
                 raise DatabaseBusyError(message) from error
+            if _code(error) in _NO_ROOM:
+                message = f"nothing was stored: {error}"
+                raise DatabaseUnavailableError(message) from error
             raise
         return result
 
@@ -239,8 +243,9 @@ def _inode(path: Path) -> int:
 
 
 def _is_busy(error: BaseException) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
-    return isinstance(error, sqlite3.OperationalError) and code in {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-    }
+    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _code(error: BaseException) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+    return code if isinstance(error, sqlite3.OperationalError) else sqlite3.SQLITE_OK

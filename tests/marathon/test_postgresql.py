@@ -170,6 +170,21 @@ async def test_a_lock_that_is_not_free_makes_it_busy(postgresql, how):
     assert names(postgresql) == {"before", "stored"}
 
 
+async def test_a_server_that_is_no_longer_the_primary_is_left(postgresql):
+    """D14: Where writes are refused as read-only nothing is stored, and other connections are tried the next time."""
+    async with opened(postgresql.url) as database, connected(postgresql.url) as other:
+        name = await other.fetchval("SELECT current_database()")
+        await other.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        await database._renew()
+        with pytest.raises(DatabaseUnavailableError, match="nothing was stored"):
+            await database.write(adding("refused"))
+        await other.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        await database.write(adding("stored"))
+
+        assert held(database) == 0
+    assert names(postgresql) == {"stored"}
+
+
 async def test_processes_that_start_at_once_make_the_tables_once(postgresql):
     """Several that start on an empty database at the same time all start."""
     databases = [PostgresDatabase(postgresql.url, schema=SCHEMA) for _ in range(5)]

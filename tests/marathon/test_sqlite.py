@@ -99,7 +99,7 @@ async def test_another_process_with_the_lock_makes_it_busy(tmp_path):
 
 
 async def test_a_full_disk_is_an_error_and_passes(database):
-    """C28: A full database is an error to the caller; with room again, writes work."""
+    """C28: Where the disk is full the caller is told that nothing was stored; with room again, writes work."""
 
     async def limit(connection, pages=0):
         row = await connection.fetch_one("PRAGMA page_count")
@@ -109,7 +109,7 @@ async def test_a_full_disk_is_an_error_and_passes(database):
         await limit(connection, 1000)
 
     await database.write(limit)
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    with pytest.raises(DatabaseUnavailableError, match="full"):
         await database.write(adding("x" * 100_000))
     await database.write(unlimit)
     await database.write(adding("stored"))
