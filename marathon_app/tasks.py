@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from deferred import Retry, Supervisor
-from marathon_app.database import Database, DatabaseBusyError
+from marathon_app.database import Database, DatabaseBusyError, DatabaseUnavailableError
 from marathon_app.mail import Mailer, MailNotSentError
 from marathon_app.messages import LetterWriter
 from marathon_app.models import Registration, Runner
@@ -14,8 +14,10 @@ from marathon_app.registrations import Registrations, Stored
 
 # A mail server's "later" is rarely over in a second; the drain's 20 seconds bound it all anyway.
 MAIL_RETRY: Final = Retry(on=MailNotSentError, attempts=5, wait_initial=0.25, wait_max=5.0)
-# Each attempt has waited its turn for seconds already: what helps is one more, not many.
-INSERT_RETRY: Final = Retry(on=DatabaseBusyError, attempts=2, wait_initial=0.25)
+# It was accepted before it is stored, so a database that restarts must not lose it; again is harmless.
+INSERT_RETRY: Final = Retry(
+    on=(DatabaseBusyError, DatabaseUnavailableError), attempts=6, wait_initial=0.25, wait_max=5.0
+)
 # Stored, it has until the next day: a mail server that is down over night loses nobody's confirmation.
 STORED_MAIL_RETRY: Final = Retry(
     on=MailNotSentError, attempts=None, wait_initial=1.0, wait_max=3600.0, timeout=86_400.0

@@ -6,7 +6,7 @@ import pytest
 
 from deferred import Supervisor
 from marathon_app.app import create_app
-from marathon_app.database import DatabaseBusyError, DatabaseOutcomeUnknownError
+from marathon_app.database import DatabaseBusyError, DatabaseOutcomeUnknownError, DatabaseUnavailableError
 from marathon_app.registrations import Registrations
 from marathon_app.settings import DemoDelays, Settings
 from marathon_app.sqlite import SQLiteDatabase
@@ -132,17 +132,18 @@ async def test_a_registration_that_is_rolled_back_sends_no_mail(client, settings
     assert [envelope.rcpt_tos for envelope in faulty.kept] == [["last@example.com"]]
 
 
-async def test_the_concurrent_insert_is_tried_again(client, settings, faulty, monkeypatch):
-    """A busy database does not lose a runner whose registration was accepted by the concurrent route."""
+@pytest.mark.parametrize("trouble", [DatabaseBusyError, DatabaseUnavailableError])
+async def test_the_concurrent_insert_is_tried_again(client, settings, faulty, monkeypatch, trouble):
+    """D14: A database that is busy, or restarts, does not lose a runner whom the concurrent route has accepted."""
     insert, calls = Registrations.insert, []
 
-    async def busy_at_first(*args, **options):
+    async def not_at_first(*args, **options):
         calls.append(args)
         if len(calls) == 1:
-            raise DatabaseBusyError("busy")
+            raise trouble("not now")
         return await insert(*args, **options)
 
-    monkeypatch.setattr("marathon_app.registrations.Registrations.insert", busy_at_first)
+    monkeypatch.setattr("marathon_app.registrations.Registrations.insert", not_at_first)
     assert (await client.post("/api/marathon-concurrent", json=fields())).status_code == 202
 
     await until(lambda: len(runners(settings)) == 1)
