@@ -203,19 +203,26 @@ class Acceptance(abc.ABC):
             )
             raise EventLoopError(message)
         if loop is not self.loop:
-            if self.loop is not None and not self.loop.is_closed() and (self.tasks or self.loop.is_running()):
-                message = (
-                    f"{name_of(work)} was not accepted: this supervisor works on the event loop {_shown(self.loop)}, "
-                    f"and this is another one, {_shown(loop)}. Give each loop a supervisor of its own, or register on "
-                    "the first with `asyncio.run_coroutine_threadsafe`"
-                )
-                raise EventLoopError(message)
-            self.bind(loop)
+            self.move(loop, work)
+
+    def move(self, loop: AbstractEventLoop, work: object, /) -> None:
+        """Bind to `loop`, for the sake of `work`, if that is possible.
+
+        Raises:
+            EventLoopError: Another loop is in use.
+        """
+        if self.loop is not None and not self.loop.is_closed() and (self.tasks or self.loop.is_running()):
+            message = (
+                f"{name_of(work)} was not accepted: this supervisor works on the event loop {_shown(self.loop)}, "
+                f"and this is another one, {_shown(loop)}. Give each loop a supervisor of its own, or register on "
+                "the first with `asyncio.run_coroutine_threadsafe`"
+            )
+            raise EventLoopError(message)
+        self.bind(loop)
 
     def bind(self, loop: AbstractEventLoop) -> None:
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
-        for task in (*self.tasks, *self.detached):
-            self.settle(task, Outcome.ABANDONED)
+        left = (*self.tasks, *self.detached)
         self.forget()
         self.loop = self.home = loop
         # The method itself is a Python function around this one; loops with a clock of their own keep it.
@@ -226,9 +233,16 @@ class Acceptance(abc.ABC):
                 "middleware see the lifespan, or use `async with supervisor:`; said once"
             )
             self.opened = True
+        for task in left:  # a hook that is told of it may register work: on this loop already
+            task._slot = False
+            self.settle(task, Outcome.ABANDONED)
 
     def forget(self) -> None:
-        """Forget who has a slot and who waits: they do so on a closed loop, or in another process."""
+        """Forget all work: it is that of a closed loop, or of another process."""
+        self.tasks.clear()
+        self.detached.clear()
+        self.deadline = None
+        self.count_room()
         self.slots.clear()
         self.rooms.clear()
         self._waits.clear()
@@ -283,6 +297,8 @@ class Acceptance(abc.ABC):
                 with self.lock:
                     context._sent -= 1
                     self.slots.forget(task)
+            if task._kind is Kind.AWAITABLE and is_coroutine(task._work):
+                claimed.discard(task._work)
             self.meet(None, task._work)
 
     def _full(self, context: UnitOfWork, name: str) -> Full | None:

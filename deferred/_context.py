@@ -251,7 +251,13 @@ class DeferredContext(Registration):
 
         Args:
             name: What the inspector shows, such as ``"INSERT runners"``.
+
+        Raises:
+            TypeError: The name is no text.
         """
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            message = f"the name of a step must be a text, not {name!r}"
+            raise TypeError(message)
         root = self._root or self
         return _Step(root, name) if root._host.hooks.step else _NO_STEP
 

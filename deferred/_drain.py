@@ -58,6 +58,7 @@ class Drain:
         self._idle: asyncio.Future[None] | None = None
         self._limit: asyncio.Timeout | None = None
         self._running = False
+        self.reported: asyncio.Future[DrainReport] = self._loop.create_future()  # for those who join it
         self.joined = 0  # how many wait for its end, beside whoever runs it
         self.left = False  # whether it was cancelled, and has left its work to those
         self.started = now()
@@ -94,7 +95,7 @@ class Drain:
 
     def wake(self) -> None:
         """Stop waiting if nothing is left; called when a task has settled."""
-        if self._idle is not None and not self._idle.done() and not self._left():
+        if self._idle is not None and not self._idle.done() and not self._loop.is_closed() and not self._left():
             self._idle.set_result(None)
 
     def _left(self) -> int:
@@ -133,7 +134,8 @@ class Drain:
             raise
         finally:
             self._running = False
-            for task in self.unfinished() if self._left() else ():
+            # Where the loop has broken off, whoever takes over settles what is left, or has done so.
+            for task in self.unfinished() if self._left() and not self._loop.is_closed() else ():
                 if task not in left:
                     settle(task, Outcome.ABANDONED)
             if self._me is not None:

@@ -48,6 +48,7 @@ class Launcher(Settlement):
 
     Attributes:
         grace: Seconds that cancelled tasks have to end.
+        leading: The drain of all work that others join; None without one.
         stall: Seconds without a turn of the loop that the watchdog reports; None for no watchdog.
     """
 
@@ -59,6 +60,7 @@ class Launcher(Settlement):
         "_variables",
         "drainers",
         "grace",
+        "leading",
         "stall",
         "timeout",
         "watchdog",
@@ -72,6 +74,7 @@ class Launcher(Settlement):
         self.stall = stall
         self.watchdog: Watchdog | None = None
         self.drainers: set[TaskHandle[Any]] = set()
+        self.leading: Drain | None = None
         self.watched = 0  # contexts that are being drained
         self._pumping = False
         self._released: deque[TaskHandle[Any]] = deque()
@@ -80,14 +83,23 @@ class Launcher(Settlement):
         self._release_next = self._launch_released  # a method is made anew each time it is looked up
         self.look()
 
-    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Work on `loop` from now on; what a closed loop left behind is abandoned."""
-        super().bind(loop)
-        self.hooks.forget()
-        self.announce()
-        self.watch()
+    def forget(self) -> None:
+        """Forget all work, and who waits for it: on a closed loop, or in another process."""
+        super().forget()
+        self.leading = None
+        self.drains.clear()
+        self.drainers.clear()
+        self.watched = 0
         self._pumping = self._releasing = False
         self._released.clear()
+        self.look()
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Work on `loop` from now on; what a closed loop left behind is abandoned."""
+        self.hooks.forget()
+        super().bind(loop)
+        self.announce()
+        self.watch()
 
     def announce(self) -> None:
         """Let `deferred.defer` outside any context find this supervisor, as the last one that was opened."""
@@ -128,7 +140,7 @@ class Launcher(Settlement):
     def open(self, describe: Callable[[Any], str] | None, subject: Any) -> DeferredContext:
         """Open a context; `describe(subject)` is its label, made only if somebody asks."""
         loop = running_loop()
-        if loop is not self.loop:
+        if loop is not self.loop and loop is not None:
             self.seen = loop  # bound by the first registration, if there is one
         context = make_context(self, self.options, describe, subject)
         if self.hooks.opened:
@@ -384,7 +396,7 @@ class Launcher(Settlement):
             await self.conduct(drain)
         finally:
             context._drains = tuple(other for other in context._drains if other is not drain)
-            self.watched -= 1
+            self.watched -= loop is self.loop  # else it was forgotten with its loop
             self.look()
         await self.hooks.finish(self.grace)
         report = drain.report()

@@ -9,6 +9,7 @@ not the other closings ever came.
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from asyncio import _get_running_loop as running_loop
 from types import TracebackType
@@ -26,6 +27,8 @@ from deferred.exceptions import EventLoopError
 
 __all__ = ["Lifecycle"]
 
+logger = logging.getLogger("deferred")
+
 
 class Lifecycle:
     """The part of a supervisor that opens and ends. Lives as long as the supervisor."""
@@ -38,15 +41,17 @@ class Lifecycle:
         self._openings = 0  # since it was opened last; only the first of them counts
         self._openings_ever = 0
         self._stopping = False  # the process has been told to end
-        self._draining: asyncio.Future[DrainReport] | None = None
-        self._drain: Drain | None = None  # the one that it is the report of
         self._adopted: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
         alive.add(self)
 
     async def __aenter__(self) -> Self:
         """Open it on the running event loop."""
         self.open()
-        await self.ready()
+        try:
+            await self.ready()
+        except BaseException:
+            await self.close()  # nobody else will: it was never entered
+            raise
         return self
 
     async def ready(self) -> None:
@@ -84,25 +89,24 @@ class Lifecycle:
                 "`async with supervisor:`. Under trio nothing can be deferred, and there is nothing to open"
             )
             raise EventLoopError(message)
-        self._openings_ever += 1
         if launcher.lazy or (launcher.loop is not None and launcher.loop.is_closed()):
             self._openings = 0  # it was closed, or its last life broke off with its loop
         if not self._openings:
-            launcher.opened, launcher.lazy = True, False
-            launcher.why = None
-            self._stopping = False
+            launcher.opened = True
             if launcher.loop is loop:
                 launcher.announce()
                 launcher.watch()
             else:
-                launcher.meet(loop, self)  # which does that too
+                launcher.move(loop, self)  # which does that too
+            launcher.lazy = self._stopping = False
             launcher.shut(None)
             self._durable.start()
         self._openings += 1
+        self._openings_ever += 1
 
     async def close(self) -> None:
         """Drain it and take no more work, however often it was opened."""
-        launcher = self._launcher
+        launcher, loop = self._launcher, running_loop()
         ever = self._openings_ever
         self._openings = max(0, self._openings - 1)
         try:
@@ -118,10 +122,11 @@ class Lifecycle:
                 if ever == self._openings_ever:
                     launcher.hooks.leave()
         finally:
-            if ever == self._openings_ever:
+            here = launcher.loop in (None, loop)  # else refused, or this loop broke off and another has taken over
+            if here and ever == self._openings_ever:
                 self._shut("it has been drained and closed; work must be registered before the shutdown")
                 await self._durable.close()
-            else:
+            elif here:
                 self._durable.start()
 
     def _shut(self, why: str) -> None:
@@ -155,7 +160,7 @@ class Lifecycle:
     async def _join_or_lead(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
         """Drain for `me`, the task that drains, if one does."""
         launcher = self._launcher
-        if self._draining is not None:
+        if launcher.leading is not None:
             if me is None:
                 return await self._join(limit)
             # The drain that is under way waits for this very task: it waits for the others alone.
@@ -166,9 +171,9 @@ class Lifecycle:
     async def _wind_up(self, limit: float, me: TaskHandle[Any] | None) -> None:
         """Drain as a part of an end that must be over in time: a drain under way is given no more than `limit`."""
         launcher = self._launcher
-        if self._drain is not None:
-            self._drain.hasten(launcher.now() + limit)
-            launcher.deadline = self._drain.deadline
+        if launcher.leading is not None:
+            launcher.leading.hasten(launcher.now() + limit)
+            launcher.deadline = launcher.leading.deadline
         await self._join_or_lead(limit, me)
         await launcher.hooks.finish(launcher.grace)
 
@@ -176,10 +181,10 @@ class Lifecycle:
         """Wait for the drain under way; take its place if it is cancelled."""
         launcher = self._launcher
         deadline = launcher.now() + limit
-        while (drain := self._drain) is not None and self._draining is not None:
+        while (drain := launcher.leading) is not None:
             drain.joined += 1
             try:
-                report = await asyncio.shield(self._draining)
+                report = await asyncio.shield(drain.reported)
             except asyncio.CancelledError:
                 if drain.left and drain.joined == 1 and not launcher.drains:  # to this one alone
                     for task in tuple(launcher.tasks):
@@ -197,34 +202,48 @@ class Lifecycle:
         loop = asyncio.get_running_loop()
         if launcher.loop is not loop:
             launcher.meet(loop, self)
-        done = self._draining = loop.create_future()
-        drain = self._drain = self._begin(limit, me)
+        drain = launcher.leading = self._begin(limit, me)
         launcher.deadline = drain.deadline
         self._durable.pause()
         drain.skip_waits()
         launcher.hooks.emit(DrainStarted(len(launcher.tasks), drain.deadline, at=drain.started))
         stored: list[str] = []
         try:
-            async with asyncio.TaskGroup() as children:
-                for child in self._adopted:
-                    children.create_task(child._wind_up(limit, me))
-                # In this very task: one that is cancelled before its first step would record nothing.
-                await launcher.conduct(drain)
+            await self._conduct(drain, limit, me)
             stored = await self._durable.hand_over(drain.lost, launcher.grace)
             if me is None:  # else its own verdict is among those that would be waited for
                 await self._durable.finish(launcher.grace)
         finally:
-            launcher.drains.remove(drain)
-            launcher.look()
-            launcher.deadline = None
-            self._draining = self._drain = None
             report = drain.report(stored)
-            done.set_result(report)
-            now = launcher.now()
-            launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
-            if self._openings:
-                self._durable.start()
+            if not loop.is_closed():  # else it broke off, and so did this: whoever takes over has forgotten it
+                launcher.drains.remove(drain)
+                launcher.look()
+                launcher.deadline = launcher.leading = None
+                drain.reported.set_result(report)
+                now = launcher.now()
+                launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
+                if self._openings:
+                    self._durable.start()
         return report
+
+    async def _conduct(self, drain: Drain, limit: float, me: TaskHandle[Any] | None) -> None:
+        """Run `drain`, and those of the apps mounted in this one beside it."""
+        mounted = [child for child in self._adopted if child._launcher.why is None]
+        if not mounted:
+            await self._launcher.conduct(drain)
+            return
+        async with asyncio.TaskGroup() as children:
+            for child in mounted:
+                children.create_task(child._wind_up_mounted(limit, me))
+            # In this very task: one that is cancelled before its first step would record nothing.
+            await self._launcher.conduct(drain)
+
+    async def _wind_up_mounted(self, limit: float, me: TaskHandle[Any] | None) -> None:
+        """Wind up as a part of the drain of the app around this one, which is not cut by what that raises."""
+        try:
+            await self._wind_up(limit, me)
+        except EventLoopError as error:
+            logger.error("a mounted app is not drained with the one around it: %s", error)  # noqa: TRY400  # it says why
 
     def _begin(self, limit: float, me: TaskHandle[Any] | None) -> Drain:
         launcher = self._launcher
@@ -265,7 +284,7 @@ class Lifecycle:
     @property
     def draining(self) -> bool:
         """Whether the process was told to end, it drains or is closed: readiness turns red, endless streams end."""
-        return self._stopping or self._draining is not None or self._launcher.why is not None
+        return self._stopping or self._launcher.leading is not None or self._launcher.why is not None
 
     def _cut(self) -> bool:
         """Let every drain under way wait no longer, those of mounted apps included; say whether one was."""

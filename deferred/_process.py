@@ -37,8 +37,6 @@ def _after_fork() -> None:
     for supervisor in tuple(alive):
         launcher = supervisor._launcher
         if launcher.loop is not None:
-            launcher.tasks.clear()
-            launcher.detached.clear()
             launcher.forget()
             launcher.shut(
                 "it was started before this process was forked, and its work lives in the parent; "

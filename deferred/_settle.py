@@ -135,7 +135,7 @@ class Settlement(Acceptance):
             if task._tracked:
                 _shed(task._unit)
         detached = task in self.detached
-        if slots.named and (task._tracked or detached):
+        if slots.named and (detached or task in self.tasks):
             slots.forget(task)
         if detached:
             self.detached.discard(task)

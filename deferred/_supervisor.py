@@ -170,7 +170,13 @@ class Supervisor(Lifecycle):
 
         Args:
             label: What it is about; shown in logs, reports and the inspector.
+
+        Raises:
+            TypeError: The label is no text.
         """
+        if label is not None and not isinstance(label, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            message = f"the label of a context must be a text, not {label!r}"
+            raise TypeError(message)
         return Scope(self._launcher.open, self._launcher.on_loop, label)
 
     def wrap(

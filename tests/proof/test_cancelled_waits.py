@@ -116,7 +116,7 @@ def agree(supervisor, told):
     assert ended(supervisor) == sum(type(event).__name__ in ENDINGS for event in told.seen)
     assert launcher.drains == []
     assert launcher.drainers == set()
-    assert (launcher.deadline, launcher.watched, supervisor._draining) == (None, 0, None)
+    assert (launcher.deadline, launcher.watched, launcher.leading) == (None, 0, None)
     assert len(told.of(DrainStarted)) == len(told.of(DrainFinished))
 
 
@@ -134,7 +134,7 @@ def test_a_drain(seconds):
             ctx, handles = busy(supervisor)
             before = len(told.of(DrainFinished))
             outcome = await cancelled(supervisor.drain(seconds))
-            assert supervisor._draining is None
+            assert supervisor._launcher.leading is None
             finished = told.of(DrainFinished)[before:]
             assert len(finished) == 1
             if not isinstance(outcome, asyncio.CancelledError):

@@ -120,7 +120,7 @@ async def test_a_second_signal_cuts_the_drain_and_a_third_the_grace(handled, cap
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: supervisor.draining)
         closing = asyncio.create_task(served.close())
-        await until(lambda: supervisor._draining)
+        await until(lambda: supervisor._launcher.leading)
         os.kill(os.getpid(), signal.SIGTERM)
         await cancelled.wait()
         assert not closing.done()
@@ -146,7 +146,7 @@ async def test_the_drain_of_a_mounted_app_is_cut_too(handled):
             ctx.defer(endless)
         os.kill(os.getpid(), signal.SIGINT)
         closing = asyncio.create_task(served.close())
-        await until(lambda: inner._draining and outer.draining)
+        await until(lambda: inner._launcher.leading and outer.draining)
         os.kill(os.getpid(), signal.SIGINT)
         await closing
     assert inner.stats().cancelled == 1
@@ -203,7 +203,7 @@ async def test_mounted_twice_two_handlers_cut_one_drain(handled, caplog):
         await until(lambda: supervisor.draining)
 
         async def second():
-            await until(lambda: supervisor._draining)
+            await until(lambda: supervisor._launcher.leading)
             signal.raise_signal(signal.SIGTERM)
 
         cutting = asyncio.create_task(second())
@@ -242,7 +242,7 @@ async def test_granian_is_told_once(told, first):
             signal.raise_signal(signum)
             await until(lambda: told and supervisor.draining)
         closing = asyncio.create_task(served.close())
-        await until(lambda: supervisor._draining)
+        await until(lambda: supervisor._launcher.leading)
         signal.raise_signal(signal.SIGTERM)
         told_last = asyncio.Event()
         asyncio.get_running_loop().call_later(0, told_last.set)

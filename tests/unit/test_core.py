@@ -25,7 +25,7 @@ from deferred import (
     current_context,
     fire_and_forget,
 )
-from deferred._call import site_of
+from deferred._call import claimed, site_of
 
 
 async def fine(value="fine"):
@@ -202,6 +202,10 @@ class TestRaces:
                 monkeypatch.setattr(type(launcher), "admit", staticmethod(crossed))
                 with pytest.raises(SupervisorClosedError, match="closed just now"):
                     await asyncio.to_thread(ctx.defer, fine)
+                launcher.shut(None)
+                with pytest.raises(SupervisorClosedError, match="closed just now"):
+                    await asyncio.to_thread(ctx.wait_until, fine())
+                assert not claimed
                 monkeypatch.undo()
                 launcher.shut(None)
             report = await ctx.drained()

@@ -10,7 +10,16 @@ import pytest
 from deferred import Limit, Retry, Supervisor
 from deferred._retry import seconds
 
+
+def step_of(name):
+    """Time a step of this name."""
+    with Supervisor().context() as ctx, ctx.step(name):
+        raise AssertionError
+
+
 REFUSALS = {
+    "label": (lambda: Supervisor().context(7), TypeError, "the label of a context must be a text, not 7"),
+    "step": (lambda: step_of(None), TypeError, "the name of a step must be a text, not None"),
     "no function": (
         lambda: Retry(on=7),
         TypeError,
