@@ -6,6 +6,7 @@ by whoever stores it; nothing is ever pickled; a payload chooses no class, the s
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -102,8 +103,9 @@ class Arguments:
             raise PayloadError(message) from error
         self._check_data(payload, given)
         read = self._read(payload, "was not stored")
+        kinds = self._signature.parameters
         for key, value in given.items():
-            if not _same(value, getattr(read, key), self._signature.parameters[key].kind):
+            if not _same([*value] if kinds[key].kind is _P.VAR_POSITIONAL else value, getattr(read, key)):
                 what = f"{type(value).__name__} would come back as {_shown_type(getattr(read, key), value)}"
                 raise self._refusal(f"argument {key!r}: a {what}. Annotate the parameter with its type")
         return payload
@@ -207,15 +209,26 @@ def _from_data(kind: Any, data: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _same(given: Any, read: Any, kind: Any) -> bool:
-    """Say whether the function would get what was passed; `kind` is the parameter's."""
+def _same(given: Any, read: Any) -> bool:
+    """Say whether the function would get what was passed."""
     try:
-        if (list(given) if kind is _P.VAR_POSITIONAL else given) == read:
+        if given == read:
             return True
     except Exception:  # noqa: BLE001  # a class may compare as it likes, or not at all
         return _class(given) is _class(read)
+    return _class(given) is _class(read) and _same_inside(given, read)
+
+
+def _same_inside(given: Any, read: Any) -> bool:
+    """Say the same of two of one class that are not equal."""
+    if isinstance(given, dict):
+        return given.keys() == read.keys() and all(_same(value, read[key]) for key, value in given.items())  # pyright: ignore[reportUnknownVariableType]  # any data
+    if isinstance(given, list | tuple):
+        return len(given) == len(read) and all(map(_same, given, read))  # pyright: ignore[reportUnknownArgumentType]  # any data
+    if isinstance(given, dt.datetime):
+        return not given - read  # in the hour that a clock goes through twice no other zone's time is equal
     # Classes that compare by identity: the type is all that is left to compare, the data was just read.
-    return _class(given) is _class(read) and not isinstance(given, dict | list | set | frozenset | tuple)
+    return not isinstance(given, set | frozenset)
 
 
 def _class(value: Any) -> type[object]:

@@ -189,6 +189,44 @@ def test_an_argument_that_raises_when_compared_is_compared_by_type():
     assert found.value == 1
 
 
+class Twice(dt.tzinfo):
+    """A zone in the hour that its clocks go through twice."""
+
+    def utcoffset(self, at):
+        """Return one hour the second time, two the first."""
+        return dt.timedelta(hours=1 if at.fold else 2)
+
+
+TWICE = Twice()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (list[dt.datetime], [dt.datetime(2026, 10, 25, 2, 30, tzinfo=TWICE, fold=fold) for fold in (0, 1)]),
+        (dict[str, tuple[dt.datetime, ...]], {"twice": (dt.datetime(2026, 10, 25, 2, 30, tzinfo=TWICE),)}),
+        (list[Opaque], [Opaque(1)]),
+    ],
+)
+def test_what_does_not_equal_itself_elsewhere_is_looked_into(kind, value):
+    """A time in the hour that clocks go through twice, or what compares by identity, is data in lists as well."""
+
+    def task(each): ...
+
+    task.__annotations__["each"] = kind
+    ((found,), _) = back(task, value)
+    assert msgspec.json.encode(found) == msgspec.json.encode(value)
+
+
+def test_an_offset_that_loses_its_seconds_is_refused():
+    """Local mean time of before 1893 has seconds, which JSON's times have not: another moment would come back."""
+
+    def task(at: dt.datetime): ...
+
+    with pytest.raises(PayloadError, match="'at': a datetime would come back"):
+        back(task, dt.datetime(1890, 1, 1, tzinfo=dt.timezone(dt.timedelta(seconds=3921))))
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 DATA = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
