@@ -65,6 +65,8 @@ def _classify(func: object, taker: str) -> Kind:
     while isinstance(bare, functools.partial | MethodType):
         bare = bare.func if isinstance(bare, functools.partial) else bare.__func__
     called = bare if isinstance(bare, FunctionType | type) else getattr(type(bare), "__call__", bare)  # noqa: B004  # its code, not whether there is any
+    if isinstance(called, FunctionType) and called.__code__.co_flags & _COROUTINE:
+        return Kind.ASYNC  # that of @types.coroutine is a generator function as well
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         message = (
             f"{name_of(func)} is a generator function: calling it runs nothing. "

@@ -42,7 +42,8 @@ def current_task() -> TaskHandle[Any] | None:
     """Return the task that runs this code, or None outside deferred work.
 
     Its `attempts`, `name`, `id` and `scope` are those of the attempt under way. Code in an
-    asyncio task that the work has started by itself belongs to no task of ours.
+    asyncio task that the work has started by itself (a `gather`) finds it only where something,
+    a timeout or a scope, is around the attempt: hand it on to there.
 
     Example:
         >>> current_task() is None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
+from functools import partial, wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from msgspec import UNSET, UnsetType
 
 from deferred._durable import DurableWork, OnDrain
 from deferred._events import (
+    Execution,
     SupervisorStats,
     TaskDead,
+    TaskFailed,
     TaskState,
     UnfinishedTask,
 )
@@ -189,7 +191,7 @@ class Supervisor(Lifecycle):
 
         Args:
             handler: An async function.
-            strict: Whether failures of deferred work are raised once all is drained: one as
+            strict: Whether failures of the work that is drained are raised once all is: one as
                 itself, several as an ExceptionGroup. Work that was cut at the deadline is one,
                 a `TaskUnfinishedError`. A failure of the handler goes first.
 
@@ -213,7 +215,7 @@ class Supervisor(Lifecycle):
             message = f"wrap() takes an `async def` function, not {handler!r}{mend}"
             raise TypeError(message)
 
-        @functools.wraps(handler)
+        @wraps(handler)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
             failures: list[BaseException] = []
             self._launcher.opened = True  # each call drains itself
@@ -221,7 +223,7 @@ class Supervisor(Lifecycle):
             try:
                 with scope as ctx:
                     if strict:
-                        ctx.on_error(lambda event: failures.append(event.error))
+                        ctx.on_error(partial(_note, failures))
                     value = await handler(*args, **kwargs)
             finally:
                 report = await scope.opened.drained()
@@ -306,6 +308,12 @@ class Supervisor(Lifecycle):
         """Tell `hook` nothing more; one that is not installed is ignored."""
         self._launcher.hooks.remove(hook)
         self._launcher.look()
+
+
+def _note(failures: list[BaseException], event: TaskFailed) -> None:
+    """Note a failure that nobody else answers for: a step in line is its handler's, fire-and-forget work nobody's."""
+    if event.task.execution not in (Execution.SEQUENTIAL, Execution.FIRE_AND_FORGET):
+        failures.append(event.error)
 
 
 def _unfinished(task: UnfinishedTask) -> TaskUnfinishedError:

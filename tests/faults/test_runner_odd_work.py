@@ -128,6 +128,8 @@ CALLABLES = {
     "partial of a bound method": (functools.partial(Service().method, 1), (2,), (1, 2)),
     "class of awaitables": (Awaited, (1,), 1),
     "generator-based coroutine": (from_generator, (1,), 1),
+    "partial of a generator-based coroutine": (functools.partial(from_generator, 1), (), 1),
+    "bound generator-based coroutine": (types.MethodType(from_generator, 1), (), 1),
     "marked as a coroutine function": (marked, (1,), 1),
     "plain wrapper of an async function": (decorated(fine), (1,), 1),
     "lambda that makes a coroutine": (lambda value: fine(value), (1,), 1),

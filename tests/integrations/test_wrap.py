@@ -12,6 +12,8 @@ from deferred import (
     TaskUnfinishedError,
     current_context,
     defer,
+    fire_and_forget,
+    sequential,
     wait_until,
 )
 from tests.integrations.asgi_client import turns
@@ -161,6 +163,27 @@ def test_a_cron_job_fails_with_what_failed_in_the_background():
         asyncio.run(supervisor.wrap(job, strict=True)(one, two))
     assert set(group.value.exceptions) == {one, two}
     asyncio.run(supervisor.wrap(job)(one, two))
+
+
+@pytest.mark.parametrize("mark", [sequential, fire_and_forget])
+async def test_a_strict_call_does_not_fail_with_what_nobody_waits_for(mark):
+    """S2, ST-03: the failure of a step in line is its handler's to judge, that of a fire-and-forget step nobody's."""
+    told = []
+    supervisor = Supervisor(on_error=told.append)
+
+    async def fails():
+        raise BoomError
+
+    @mark
+    async def job():
+        with contextlib.suppress(BoomError):
+            await current_context().run(fails)
+        while not told:
+            await asyncio.sleep(0)
+        return "done"
+
+    assert await supervisor.wrap(job, strict=True)() == "done"
+    assert len(told) == 1
 
 
 @pytest.mark.looptime
