@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg as untyped  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]  # its documentation has its types
 import msgspec
@@ -24,6 +24,7 @@ from pgqueuer.ports.repository import EntrypointExecutionParameter
 
 from deferred.engines._leases import Leases
 from deferred.engines._protocol import Dead, Job, RetryIn
+from deferred.engines._support import stubbornly
 
 __all__ = [
     "LOST",
@@ -39,7 +40,6 @@ __all__ = [
     "envelope_of",
 ]
 
-T = TypeVar("T")
 asyncpg: Any = untyped
 Pool: TypeAlias = Any
 Connection: TypeAlias = Any
@@ -54,9 +54,6 @@ LOST: tuple[type[Exception], ...] = (
 
 CLAIMED = "SELECT * FROM claimed"
 """How PgQueuer's statement that claims ends, but for the order."""
-
-AGAIN = 0.2
-"""Seconds between tries to write a verdict down while the database is away."""
 
 
 class Envelope(msgspec.Struct, omit_defaults=True):
@@ -346,17 +343,8 @@ class Store(Queries):
             ending = msgspec.json.encode(_Ending("", verdict.reason, verdict.error)).decode()
             await self._stubbornly(lambda: self.driver.execute(self._statements["park"], *holder, ending, trace))
 
-    async def _stubbornly(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write a verdict down, though the database may be away for a while; after the lease it is too late."""
-        deadline = asyncio.get_running_loop().time() + self._patience
-        while True:
-            try:
-                return await write()
-            except LOST as error:
-                if asyncio.get_running_loop().time() >= deadline:
-                    raise
-                self._tell("writing a verdict", error)
-            await asyncio.sleep(AGAIN)
+    async def _stubbornly(self, write: Callable[[], Awaitable[object]]) -> None:
+        await stubbornly(write, self._patience, LOST, self._tell)
 
 
 def columns(jobs: list[Job]) -> tuple[list[Any], ...]:

@@ -31,12 +31,16 @@ __all__ = [
     "printable",
     "raw_connection",
     "stopped_within",
+    "stubbornly",
 ]
 
 logger = logging.getLogger("deferred")
 
 LONGEST_ERROR = 4000
 """Characters of an error that are kept."""
+
+AGAIN = 0.2
+"""Seconds between tries to write a verdict down while the store is away."""
 
 SAID_AGAIN = 30.0
 """Seconds before a trouble that lasts is logged again."""
@@ -132,6 +136,33 @@ async def answer(handle: Handle, delivery: Delivery, tell: Callable[[str, BaseEx
     except Exception as error:  # noqa: BLE001  # the contract of `serve`: it is delivered again
         tell("a delivery", error)
         return RetryIn(1.0, delivery.note, shown(error))
+
+
+async def stubbornly(
+    write: Callable[[], Awaitable[object]],
+    patience: float,
+    lost: tuple[type[Exception], ...],
+    tell: Callable[[str, BaseException], None],
+) -> None:
+    """Write a verdict down, though the store may be away for a while; after the lease it is too late.
+
+    Args:
+        write: Writes it.
+        patience: Seconds that the lease lasts.
+        lost: What is raised where the store is away, or others are in the way.
+        tell: Told what keeps it from being written.
+    """
+    deadline = asyncio.get_running_loop().time() + patience
+    while True:
+        try:
+            await write()
+        except lost as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+            tell("writing a verdict", error)
+        else:
+            return
+        await asyncio.sleep(AGAIN)
 
 
 def foreign(job_id: object, error: Exception) -> Dead:

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 import aiosqlite
 import msgspec
 from cairnq.context import TaskContext
-from cairnq.errors import ProtocolVersionMismatch
+from cairnq.errors import LostLease, ProtocolVersionMismatch, StoreClosed
 from cairnq.models import Task
 from cairnq.worker import Worker
 
@@ -50,6 +50,7 @@ from deferred.engines._support import (
     persist,
     positive,
     raw_connection,
+    stubbornly,
 )
 from deferred.exceptions import EngineError
 
@@ -60,6 +61,10 @@ PRUNED_AT_A_TIME = 1000
 
 IN_THE_WAY = {sqlite3.SQLITE_OK, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 """What opening a file ends with where its path or its permissions are wrong; OK is where there is no folder."""
+
+
+IN_VAIN: tuple[type[Exception], ...] = (sqlite3.Error, StoreClosed)
+"""What a write ends with where others hold the lock for too long, the disk is full, or the file is being closed."""
 
 
 class _Metadata(msgspec.Struct, omit_defaults=True):
@@ -326,27 +331,37 @@ class SQLiteEngine:
         return pruned
 
     async def _deliver(self, store: Store, leases: Leases, handle: Handle, ctx: TaskContext) -> None:
-        """Run one delivery; what returns normally is finished, and cairnq notes it."""
+        """Run one delivery, and write down what came of it."""
         self._trouble.over()
         task = ctx._task
         claimed = (task.lease_until_ms or 0) - self._lease_ms
         age = max(0.0, time.time() - claimed / 1000)
         with leases.hold(task.id, asyncio.get_running_loop().time() - age, task.id):
             verdict = await self._run(handle, task)
+        try:
+            await stubbornly(
+                partial(self._settle, store, ctx, verdict), self._lease_ms / 1000, IN_VAIN, self._trouble.tell
+            )
+        except IN_VAIN as error:
+            raise LostLease(task.id) from error  # of any other cairnq would write an ending of its own
+        ctx._mark_settled()
+
+    @staticmethod
+    async def _settle(store: Store, ctx: TaskContext, verdict: Verdict) -> None:
         if isinstance(verdict, RetryIn):
-            ending = _Ending(message=clean(verdict.error), note=verdict.note)
+            ending, delay = _Ending(message=clean(verdict.error), note=verdict.note), round(verdict.delay * 1000)
         elif isinstance(verdict, Dead):
-            ending = _Ending(message=clean(verdict.error), reason=verdict.reason)
+            ending, delay = _Ending(message=clean(verdict.error), reason=verdict.reason), 0
         else:
+            await store.complete(task_id=ctx.task_id, worker_id=ctx.worker_id, result=None)
             return
         await store.fail(
-            task_id=task.id,
+            task_id=ctx.task_id,
             worker_id=ctx.worker_id,
             error=msgspec.to_builtins(ending),
             retryable=isinstance(verdict, RetryIn),
-            delay_ms=round(verdict.delay * 1000) if isinstance(verdict, RetryIn) else 0,
+            delay_ms=delay,
         )
-        ctx._mark_settled()
 
     async def _run(self, handle: Handle, task: Task) -> Verdict:
         try:

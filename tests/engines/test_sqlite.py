@@ -16,8 +16,9 @@ from cairnq.store import sqlite as cairnq
 from databases import Database
 
 from deferred import EngineError
-from deferred.engines import Dead, Done, Job, find_engine
+from deferred.engines import Dead, Done, Job, RetryIn, find_engine
 from deferred.engines._bench import Server as Worker
+from deferred.engines._bench import until_settled
 from deferred.engines.sqlite import SQLiteEngine
 
 
@@ -252,6 +253,54 @@ async def test_trouble_is_said_once_and_so_is_its_end(engine, caplog):
     first, second = (record.getMessage() for record in caplog.records if record.name == "deferred")
     assert first.endswith("claim failed, and is tried again: OperationalError: disk I/O error")
     assert second.endswith("works again")
+
+
+@pytest.fixture
+def refusing(engine, monkeypatch):
+    """Have the next verdicts refused, as many as its list holds errors."""
+    store, errors = engine._store, []
+
+    def refuse_first(write):
+        async def refused(**options):
+            if errors:
+                raise errors.pop()
+            return await write(**options)
+
+        return refused
+
+    for name in ("fail", "complete"):
+        monkeypatch.setattr(store, name, refuse_first(getattr(store, name)))
+    return errors
+
+
+@pytest.mark.parametrize("verdict", [RetryIn(0.0, "note"), Dead("failed", "why"), Done()])
+async def test_a_verdict_that_a_lock_keeps_out_is_written_later(engine, refusing, verdict):
+    """It is written as it was: a note that was lost made of earlier deliveries as many deaths of a process. D20 D40."""
+    refusing.append(sqlite3.OperationalError("database is locked"))
+    await engine.enqueue([job()])
+    async with Worker(engine, lambda delivery: verdict if delivery.number == 1 else Done()) as worker:
+        notes = [delivery.note for delivery in await worker.all(1 + isinstance(verdict, RetryIn))]
+        await until_settled(engine)
+        assert worker.delivered.empty()
+    assert not refusing
+    assert notes[1:] == ["note"] * isinstance(verdict, RetryIn)
+    assert [letter.reason for letter in await engine.dead()] == ["failed"] * isinstance(verdict, Dead)
+
+
+async def test_a_verdict_that_comes_too_late_is_no_other(engine, refusing, monkeypatch):
+    """What cannot be written while the lease lasts is left: the job is delivered again, with the note it had. D09."""
+    monkeypatch.setattr(engine, "_lease_ms", 300)
+
+    def answer(delivery):
+        if delivery.number == 2:
+            refusing.extend([sqlite3.OperationalError("database is locked")] * 1000)
+        return RetryIn(0.0, "first") if delivery.number == 1 else Done()
+
+    await engine.enqueue([job()])
+    async with Worker(engine, answer) as worker:
+        assert [delivery.note for delivery in await worker.all(3)] == ["", "first", "first"]
+        refusing.clear()
+        await until_settled(engine)
 
 
 async def test_a_clock_that_is_put_back_holds_nothing_up(tmp_path, monkeypatch):
