@@ -6,6 +6,7 @@ supervisor that was opened last on this event loop decides, by its ``out_of_scop
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable
@@ -126,7 +127,8 @@ def _host_outside() -> Host:
     for reference in tuple(hosts):  # those opened last at the end
         host = reference()
         if host is None:
-            hosts.remove(reference)
+            with contextlib.suppress(ValueError):  # another thread has seen it too
+                hosts.remove(reference)
             continue
         loop = host.loop
         is_open = loop is not None and host.home is loop and running in (None, loop) and not loop.is_closed()

@@ -120,6 +120,9 @@ class Registry:
         check_name(name, "name")
         check_name(queue, "queue")
         _check_version(version)
+        if upgrade is not None and not callable(upgrade):
+            message = f"upgrade must be a function of the version and the arguments, not {upgrade!r}"
+            raise TypeError(message)
         known = self._names.get(name)
         if known is not None and not _is_reload(known.func, func):
             message = (

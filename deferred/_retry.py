@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
+from msgspec.structs import force_setattr
 
 __all__ = ["Retry", "RetryPolicy", "Verdict", "seconds"]
 
@@ -117,16 +118,20 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                     "for no retries leave the retry policy out"
                 )
                 raise ValueError(message)
-        seconds(self.wait_initial, "wait_initial", zero=True)
-        seconds(self.wait_max, "wait_max", zero=True)
+        for what in ("wait_initial", "wait_max"):
+            force_setattr(self, what, seconds(getattr(self, what), what, zero=True))  # a timedelta becomes a number
+        if self.timeout is not None:
+            force_setattr(self, "timeout", seconds(self.timeout, "timeout"))
+        for what in ("wait_exp_base", "wait_jitter"):
+            if isinstance(getattr(self, what), timedelta):
+                message = f"{what} must be a number, not {getattr(self, what)!r}"
+                raise TypeError(message)
         if seconds(self.wait_exp_base, "wait_exp_base") < 1:
             message = f"wait_exp_base must be 1 or more, not {self.wait_exp_base!r}"
             raise ValueError(message)
         if not 0 <= seconds(self.wait_jitter, "wait_jitter", zero=True) <= 1:
             message = f"wait_jitter is a share between 0.0 and 1.0, not {self.wait_jitter!r}"
             raise ValueError(message)
-        if self.timeout is not None:
-            seconds(self.timeout, "timeout")
 
     def verdict(self, error: BaseException, /) -> Verdict | Awaitable[Verdict]:
         """Say whether `error` is to be retried, or after how many seconds."""

@@ -12,7 +12,7 @@ from deferred._limits import Limit
 from deferred._options import check_functions
 from deferred._retry import seconds
 
-__all__ = ["TaskScope", "check_choice", "check_drain_timeout", "check_limits", "check_scope"]
+__all__ = ["TaskScope", "check_choice", "check_drain_timeout", "check_flag", "check_limits", "check_scope"]
 
 TaskScope = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -37,6 +37,13 @@ def check_choice(value: str, choices: Any, what: str) -> str:
     if value not in get_args(choices):
         message = f"{what} must be one of {', '.join(map(repr, get_args(choices)))}, not {value!r}"
         raise ValueError(message)
+    return value
+
+
+def check_flag(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        message = f"{what} must be True or False, not {value!r}"
+        raise TypeError(message)
     return value
 
 

@@ -27,7 +27,7 @@ from deferred._options import ErrorHook, Hook, TaskOptions, check_functions
 from deferred._registry import Upgrade
 from deferred._retry import RetryPolicy, seconds
 from deferred._scope import Scope
-from deferred._settings import TaskScope, check_choice, check_drain_timeout, check_limits, check_scope
+from deferred._settings import TaskScope, check_choice, check_drain_timeout, check_flag, check_limits, check_scope
 from deferred._task import Middleware
 from deferred.engines._protocol import DEFAULT_QUEUE, Engine
 from deferred.exceptions import TaskUnfinishedError
@@ -151,7 +151,7 @@ class Supervisor(Lifecycle):
         durable = DurableWork(
             launcher,
             engine,
-            serve=serve,
+            serve=check_flag(serve, "serve"),
             concurrency=check_count(max_serving, "max_serving"),
             on_dead=() if on_dead is None else check_functions(on_dead, "on_dead"),
             on_drain=on_drain,
@@ -196,7 +196,7 @@ class Supervisor(Lifecycle):
                 a `TaskUnfinishedError`. A failure of the handler goes first.
 
         Raises:
-            TypeError: `handler` is no async function.
+            TypeError: `handler` is no async function, or `strict` neither True nor False.
 
         Example:
             >>> import asyncio
@@ -209,6 +209,7 @@ class Supervisor(Lifecycle):
             >>> asyncio.run(handle("registered"))
             'REGISTERED'
         """
+        check_flag(strict, "strict")
         if not inspect.iscoroutinefunction(handler):
             generates = inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler)
             mend = ": wrap the function that iterates over it" if generates else ""

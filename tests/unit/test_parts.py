@@ -297,6 +297,16 @@ class TestHosts:
             _current._host_outside()
         assert known == []
 
+    def test_two_threads_that_find_one_gone(self, known):
+        """S6, S8: of two threads that look at the same time both get an answer, whoever tidies up."""
+
+        def gone():
+            known.remove(gone)  # the other one was faster
+
+        known.append(gone)
+        with pytest.raises(NoCurrentContextError):
+            _current._host_outside()
+
     async def test_the_one_that_is_open_decides(self, known):
         """Of several supervisors the one that is open on this loop decides, in whatever order they were made."""
         first = Supervisor(out_of_scope="run")

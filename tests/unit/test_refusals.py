@@ -1,5 +1,6 @@
 """Every refusal of a setting says what was given, under which name, and the mend."""
 
+import asyncio
 import inspect
 import math
 import re
@@ -62,6 +63,27 @@ REFUSALS = {
         lambda: Retry(on=OSError, wait_exp_base=0),
         ValueError,
         ("wait_exp_base must be more than 0 and finite, not 0"),
+    ),
+    "wait_exp_base as a time": (
+        lambda: Retry(on=OSError, wait_exp_base=timedelta(seconds=2)),
+        TypeError,
+        "wait_exp_base must be a number, not datetime.timedelta(seconds=2)",
+    ),
+    "wait_jitter as a time": (
+        lambda: Retry(on=OSError, wait_jitter=timedelta(0)),
+        TypeError,
+        "wait_jitter must be a number, not datetime.timedelta(0)",
+    ),
+    "serve": (lambda: Supervisor(serve="0"), TypeError, "serve must be True or False, not '0'"),
+    "strict": (
+        lambda: Supervisor().wrap(asyncio.sleep, strict=None),
+        TypeError,
+        "strict must be True or False, not None",
+    ),
+    "upgrade": (
+        lambda: Supervisor().task("mail", upgrade=2)(asyncio.sleep),
+        TypeError,
+        "upgrade must be a function of the version and the arguments, not 2",
     ),
     "wait_jitter": (
         lambda: Retry(on=OSError, wait_jitter=1.5),
@@ -178,6 +200,28 @@ def test_times(value):
     assert type(seconds(value, "wait", zero=True)) is float
 
 
+@pytest.mark.looptime
+async def test_a_policy_in_timedeltas():
+    """S9, A58: a policy takes its times as timedeltas too, beside numbers, and waits as they say."""
+    times = {"wait_initial": timedelta(seconds=1), "wait_max": timedelta(seconds=3), "timeout": timedelta(seconds=60)}
+    for left_out in (None, *times):
+        given = {name: time for name, time in times.items() if name != left_out}
+        policy = Retry(on=OSError, wait_jitter=0, **given)
+        known = {name: time.total_seconds() for name, time in times.items() if name in given}
+        assert policy == Retry(on=OSError, wait_jitter=0, **known)
+    began, attempts = asyncio.get_running_loop().time(), []
+
+    async def fails_twice():
+        attempts.append(asyncio.get_running_loop().time() - began)
+        if len(attempts) < 3:
+            raise OSError
+
+    async with Supervisor(retry=Retry(on=OSError, wait_jitter=0, **times)) as supervisor:
+        with supervisor.context() as ctx:
+            ctx.defer(fails_twice)
+    assert attempts == [pytest.approx(0), pytest.approx(1), pytest.approx(3)]
+
+
 def test_the_last_attempt():
     """RT-12: the attempt with the number of `attempts` is the last; without a number there is none."""
     assert [Retry(on=OSError, attempts=2).exhausted(attempt) for attempt in (1, 2, 3)] == [False, True, True]
@@ -187,7 +231,7 @@ def test_the_last_attempt():
 def test_every_setting_is_refused_by_name():
     """Each number and function that a supervisor takes is among those refused above."""
     asked = {what.removesuffix(" of tasks") for what in REFUSALS}
-    assert set(inspect.signature(Supervisor).parameters) - asked <= {"engine", "serve"}
+    assert set(inspect.signature(Supervisor).parameters) - asked <= {"engine"}
 
 
 @pytest.mark.parametrize("handler", [len, lambda: (yield)])
