@@ -62,15 +62,29 @@ def check_limits(limits: Mapping[str, Limit]) -> Mapping[str, Limit]:
 
 
 def check_scope(factory: TaskScope) -> TaskScope:
-    """Return the factory as a function of the task, whether or not it takes it."""
+    """Return the factory as a function of the task, whether or not it takes it.
+
+    What has a default is the factory's own (a pool's ``timeout=None``), unless it is called ``task``.
+    """
     check_functions((factory,), "task_scope")
     try:
-        inspect.signature(factory).bind(None)
-    except TypeError:
-        return _without_task(factory)
+        signature = inspect.signature(factory)
     except ValueError:  # a callable without a signature
         return factory
-    return factory
+    first = next(iter(signature.parameters.values()), None)
+    takes = first is not None and (
+        first.kind is first.VAR_POSITIONAL
+        or (
+            first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
+            and (first.default is first.empty or first.name == "task")
+        )
+    )
+    try:
+        signature.bind(*(None for _ in range(takes)))
+    except TypeError as error:
+        message = f"task_scope must be a function of the task, or of nothing, not {factory!r}: {error}"
+        raise TypeError(message) from error
+    return factory if takes else _without_task(factory)
 
 
 def _without_task(factory: TaskScope) -> TaskScope:

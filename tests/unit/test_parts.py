@@ -1,6 +1,7 @@
 """Small parts that scenarios reach by chance alone: arguments, settings, marks, threads, ids."""
 
 import asyncio
+import functools
 import gc
 import inspect
 import logging
@@ -120,6 +121,41 @@ class TestSettings:
         with pytest.raises(ValueError, match="no signature"):
             inspect.signature(type)
         assert check_scope(type) is type
+
+    def test_scopes_with_parameters_of_their_own(self):
+        """S14: what has a default is the factory's own, a pool's timeout say, and never the task."""
+
+        class Pool:
+            def connection(self, timeout=None):
+                return timeout
+
+            def acquire(self, *, timeout=None):
+                return timeout
+
+            def session(self, **options):
+                return options
+
+            def of(self, task=None, timeout=None):
+                return task
+
+            def anything(self, *args, **kwargs):
+                return args
+
+        pool = Pool()
+        assert check_scope(pool.connection)("the task") is None
+        assert check_scope(pool.acquire)("the task") is None
+        assert check_scope(functools.partial(pool.connection, timeout=5))("the task") == 5
+        assert check_scope(pool.session)("the task") == {}
+        assert check_scope(pool.of)("the task") == "the task"
+        assert check_scope(pool.anything)("the task") == ("the task",)
+
+    @pytest.mark.parametrize("factory", [lambda first, second: None, lambda *, dsn: None])
+    def test_scopes_that_ask_for_more(self, factory):
+        """S14: a factory that asks for more than the task is refused where it is given."""
+        with pytest.raises(
+            TypeError, match=r"task_scope must be a function of the task, or of nothing, .*'(second|dsn)'"
+        ):
+            Supervisor(task_scope=factory)
 
 
 class TestMarks:
