@@ -12,11 +12,13 @@ from litestar.background_tasks import BackgroundTask as TheirTask
 from litestar.background_tasks import BackgroundTasks as TheirTasks
 from litestar.cli.main import litestar_group
 from litestar.di import NamedDependency, Provide
+from litestar.exceptions import HTTPException
 from litestar.response import Stream
 from litestar.types import Receive, Scope, Send
 
 from deferred import DeferredContext, Limit, Retry, Supervisor, TaskRejectedError, current_context, defer
 from deferred.execution import concurrent
+from deferred.integrations.asgi import DeferredMiddleware
 from deferred.integrations.litestar import BackgroundTask, BackgroundTasks, DeferredPlugin
 from tests.integrations.asgi_client import Client, idle, turns
 from tests.integrations.promises_background import BackgroundPromises
@@ -333,3 +335,21 @@ async def test_a_mounted_app_that_serves_both_is_answered_for_in_both():
         socket = await client.websocket("/mounted").start().done()
         await idle(supervisor)
     assert (socket.status, socket.error) == (503, None)
+
+
+async def test_answers_of_the_router_have_a_context_behind_the_middleware(script):
+    """S5: an exception handler may defer for a 404 or a 405 where the middleware is around the app with the plugin."""
+
+    @get("/")
+    async def index() -> None: ...
+
+    def answer(_request: Request[Any, Any, Any], error: HTTPException) -> Response[str]:
+        defer(script.work, error.status_code)
+        return Response("no", status_code=error.status_code)
+
+    supervisor = Supervisor()
+    app = app_of(supervisor, index, exception_handlers={HTTPException: answer})
+    async with Client(DeferredMiddleware(app, supervisor)) as client:
+        assert (await client.get("/missing")).status == 404
+        assert (await client.open("POST", "/").start().done()).status == 405
+    assert script.noted == [404, 405]
