@@ -2,12 +2,13 @@
 
 Whether a row was stored is not always known: a database may go away in the middle of a COMMIT. Such an
 address counts as new when it is registered again, for as long as this process remembers it: it may be
-stored by now, and its confirmation was never begun.
+stored by now, and its confirmation was never begun. So does one that could not be taken back.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -93,6 +94,15 @@ class Registrations:
         self._sql = _INSERT[database.dialect]
         self._batches = Batches(self._insert_batch)
         self._doubtful: dict[str, None] = {}  # in the order in which they came
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, registration: Registration) -> asyncio.Lock:
+        """Return what holds an address for one request at a time, to be used by `async with`.
+
+        A registration may be taken back as its confirmation is not accepted. Who registers the same
+        address meanwhile has to wait for that: they would be thanked for a row that goes.
+        """
+        return self._turns.setdefault(registration.email_key, asyncio.Lock())
 
     async def insert(self, registration: Registration) -> Stored:
         """Store a registration unless its address is registered; committed when this returns.
@@ -147,14 +157,18 @@ class Registrations:
         """Take a registration back; nothing happens where there is none.
 
         Raises:
-            DatabaseBusyError: It is still there.
-            DatabaseUnavailableError: It is still there.
+            DatabaseBusyError: It is still there, and counts as new when it is registered again.
+            DatabaseUnavailableError: The same.
         """
 
         async def work(connection: Connection) -> None:
             await connection.fetch_one(_REMOVE, {"email_key": registration.email_key})
 
-        await self._database.write(work)
+        try:
+            await self._database.write(work)
+        except BaseException:
+            self._doubt(registration)
+            raise
 
     async def count(self) -> int:
         """Return how many runners are registered.

@@ -31,15 +31,16 @@ async def store_then_confirm(registration: Registration, ctx: DeferredContext, t
     accepted, as too much waits already, the runner is forgotten again: the answer is a 503, and
     whoever follows its advice and tries again must not be taken for registered before.
     """
-    with ctx.step(STORE):
-        stored = await tasks.store_runner(registration)
-    if stored.new:
-        confirming = ctx.with_options(name=CONFIRM, retry=MAIL_RETRY)
-        try:
-            await confirming.run(tasks.send_confirmation, registration.runner())
-        except (TaskRejectedError, SupervisorClosedError):
-            await tasks.forget_runner(registration)
-            raise
+    async with tasks.registrations.turn(registration):
+        with ctx.step(STORE):
+            stored = await tasks.registrations.insert(registration)
+        if stored.new:
+            confirming = ctx.with_options(name=CONFIRM, retry=MAIL_RETRY)
+            try:
+                await confirming.run(tasks.send_confirmation, registration.runner())
+            except (TaskRejectedError, SupervisorClosedError):
+                await tasks.registrations.remove(registration)
+                raise
     return THANKS
 
 
@@ -107,8 +108,9 @@ async def register_durable(
     async def confirm(connection: Connection) -> None:
         await ctx.enqueue(CONFIRMATION, registration.runner(), connection=connection)
 
-    with ctx.step(STORE):
-        await tasks.registrations.insert_with(registration, confirm)
+    async with tasks.registrations.turn(registration):
+        with ctx.step(STORE):
+            await tasks.registrations.insert_with(registration, confirm)
     return THANKS
 
 

@@ -34,12 +34,9 @@ class Tasks(msgspec.Struct, frozen=True, kw_only=True):
     writer: LetterWriter
 
     async def store_runner(self, registration: Registration) -> Stored:
-        """Store a registration; see `Registrations.insert`."""
-        return await self.registrations.insert(registration)
-
-    async def forget_runner(self, registration: Registration) -> None:
-        """Remove a registration whose confirmation was not accepted; see `Registrations.remove`."""
-        await self.registrations.remove(registration)
+        """Store a registration in its turn; see `Registrations.insert`."""
+        async with self.registrations.turn(registration):
+            return await self.registrations.insert(registration)
 
     async def send_confirmation(self, runner: Runner) -> None:
         """Write the confirmation and send it; see `Mailer.send` for what may be raised."""

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from marathon_app.database import DatabaseOutcomeUnknownError
+from marathon_app.database import DatabaseBusyError, DatabaseOutcomeUnknownError
 from marathon_app.registrations import Registrations
 from marathon_app.services import open_database
 from marathon_app.settings import Settings
@@ -96,6 +96,22 @@ async def test_a_removed_registration_is_new_again(database, runners):
 
     assert await runners.count() == 0
     assert (await runners.insert(registration())).new
+
+
+async def test_a_registration_that_could_not_be_removed_is_new_again(database, runners, monkeypatch):
+    """F12: Its confirmation was not accepted, so whoever tries again gets one, although the row is still there."""
+    await runners.insert(registration())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(database), "write", busy)
+        with pytest.raises(DatabaseBusyError):
+            await runners.remove(registration())
+
+    assert [(await runners.insert(registration())).new for _ in range(2)] == [True, False]
+
+
+async def busy(*_):
+    """Be busy."""
+    raise DatabaseBusyError("busy")
 
 
 async def test_runners_are_kept_between_runs(settings, database, runners):

@@ -241,6 +241,24 @@ async def test_a_rejected_mail_takes_the_runner_back(settings, faulty, monkeypat
 
 
 @BOTH
+@pytest.mark.parametrize("second", [WAITUNTIL, "/api/marathon-durable"])
+async def test_a_rejected_mail_takes_nobody_elses_runner_back(settings, faulty, monkeypatch, second):
+    """F10, F12: Of two who send one address at once, both are refused, or the one who is thanked stays registered."""
+    monkeypatch.setattr(
+        "marathon_app.app.Supervisor", lambda **options: Supervisor(max_running=1, max_pending=1, **options)
+    )
+    faulty.gate.clear()
+    async with serving(settings) as client:
+        before = [await client.post(WAITUNTIL, json=fields(email=f"a{number}@example.com")) for number in range(3)]
+        assert before[-1].status_code == 503
+        twins = [client.post(route, json=fields(email="twin@example.com")) for route in (WAITUNTIL, WAITUNTIL, second)]
+        thanked = [response.status_code == 201 for response in await asyncio.gather(*twins)]
+
+        assert ("twin@example.com" in runners(settings)) is any(thanked)
+        faulty.gate.set()
+
+
+@BOTH
 async def test_the_drain_sends_what_is_waiting(settings, faulty):
     """B32, C01: Mail that was accepted is sent before the app closes its database and its mail server."""
     faulty.gate.clear()
