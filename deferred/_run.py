@@ -313,7 +313,7 @@ async def _judge(  # noqa: PLR0911  # a list of reasons
 ) -> tuple[Outcome | None, float]:
     """Say why nothing more is to be tried, or after how many seconds to try again."""
     policy = task._options.retry
-    if isinstance(error, NonRetryableError):
+    if _gives_up(error):
         return Outcome.NON_RETRYABLE, 0.0
     if policy is None:
         return (Outcome.TIMED_OUT if timed_out else Outcome.FAILED), 0.0
@@ -332,6 +332,18 @@ async def _judge(  # noqa: PLR0911  # a list of reasons
             raise
         logger.exception("the retry policy of task %r failed: the task is not retried", task.name)
         return Outcome.NON_RETRYABLE, 0.0
+
+
+def _gives_up(error: BaseException) -> bool:
+    """Say whether the work has asked for no further attempt; one of the errors of a group is enough."""
+    errors = [error]
+    while errors:
+        error = errors.pop()
+        if isinstance(error, NonRetryableError):
+            return True
+        if issubclass(type(error), BaseExceptionGroup):  # not one that only says it is
+            errors.extend(BaseExceptionGroup.exceptions.__get__(error))
+    return False
 
 
 def _being_cancelled() -> bool:
@@ -387,7 +399,7 @@ def _ending(task: TaskHandle[Any], error: BaseException, runner: int | None = No
         runner = id(task._runner)
     if isinstance(error, GeneratorExit) and _destroyed(runner):
         return Outcome.ABANDONED
-    if isinstance(error, NonRetryableError):
+    if _gives_up(error):
         return Outcome.NON_RETRYABLE
     return Outcome.FAILED
 

@@ -82,7 +82,7 @@ class EngineError(DeferredError, RuntimeError):
 
 
 class NonRetryableError(DeferredError):
-    """Raise it inside a task to give up at once, whatever the retry policy says.
+    """Raise it inside a task to give up at once, whatever the retry policy says; in a group of errors too.
 
     Example:
         >>> try:

@@ -54,6 +54,28 @@ class TestAttempts:
         assert (handle.state, handle.attempts, handle.outcome) == (TaskState.FAILED, 4, Outcome.EXHAUSTED_ATTEMPTS)
         assert told.errors == [handle.error]
 
+    @pytest.mark.parametrize("policy", [Retry(on=BaseException, wait_initial=0), None], ids=["policy", "none"])
+    async def test_giving_up_in_a_task_group(self, policy):
+        """A08, A56: an error that says so itself is final in whatever group of errors it comes out."""
+        attempts = []
+
+        async def gives_up():
+            raise NonRetryableError("no such address")
+
+        async def sends():
+            attempts.append(1)
+            async with asyncio.TaskGroup() as outer:
+                outer.create_task(boom())
+                async with asyncio.TaskGroup() as inner:
+                    inner.create_task(gives_up())
+
+        async with Supervisor(retry=policy) as supervisor:
+            with supervisor.context() as ctx:
+                handle = ctx.defer(sends)
+        assert len(attempts) == 1
+        assert handle.outcome is Outcome.NON_RETRYABLE
+        assert isinstance(handle.error, ExceptionGroup)
+
     @pytest.mark.parametrize("error", [ValueError, NonRetryableError])
     async def test_not_retryable(self, error):
         """A56: an error that the policy does not name, or that says so itself, is final."""
