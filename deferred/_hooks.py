@@ -16,7 +16,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Awaitable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from deferred._call import close_refused
 from deferred._events import (
@@ -41,6 +41,15 @@ MAX_WAITING = 10_000
 """How many wait for their turn: as many as tasks by default (`max_pending`), each of which may fail."""
 
 _Listeners = tuple[Any, ...]
+
+
+class _Told(NamedTuple):
+    """What an asynchronous hook is told that runs now."""
+
+    number: int  # of those that began before
+    hook: Any
+    event: Event
+    answer: Any  # what the hook returned
 
 
 class Hooks:
@@ -70,7 +79,7 @@ class Hooks:
 
     def __init__(self, hooks: Iterable[Any], limit: float) -> None:
         self._hooks = tuple(hooks)
-        self._tasks: dict[asyncio.Task[None], int] = {}  # what runs, by the number of those that began before
+        self._tasks: dict[asyncio.Task[None], _Told] = {}
         self._begun = 0
         self._waiting: deque[tuple[Any, Event, Any]] = deque()  # the hook, what it was told, what it returned
         self._lost = 0  # since there was room last
@@ -142,7 +151,7 @@ class Hooks:
         """Let what a hook returned go on: now, in its turn, or not at all."""
         if len(self._tasks) < MAX_RUNNING:
             task = asyncio.get_running_loop().create_task(self._finish(hook, event, answer))
-            self._tasks[task] = self._begun
+            self._tasks[task] = _Told(self._begun, hook, event, answer)
             self._begun += 1
             task.add_done_callback(self._next)
         elif len(self._waiting) < MAX_WAITING:
@@ -156,7 +165,10 @@ class Hooks:
 
     def _next(self, task: asyncio.Task[None]) -> None:
         """Let the next one go on."""
-        self._tasks.pop(task, None)
+        told = self._tasks.pop(task, None)
+        if told is not None and task.cancelled():  # before its first step
+            close_refused(told.answer)
+            logger.error("the end came before hook %s was told of a %s", _shown(told.hook), type(told.event).__name__)
         if self._waiting:
             self._run(*self._waiting.popleft())
         elif self._lost:
@@ -193,23 +205,28 @@ class Hooks:
         self._tasks.clear()
         self._give_up()
 
-    async def finish(self, grace: float) -> None:
-        """Wait for asynchronous hooks that run or wait now; each has its own limit, all have `grace` more.
+    def until(self, grace: float) -> float:
+        """Return when hooks that are told now have had their time: each has its limit, all have `grace` more."""
+        return asyncio.get_running_loop().time() + self.limit + grace
+
+    async def finish(self, until: float) -> None:
+        """Wait for asynchronous hooks that run or wait now, at most until this time of the loop.
 
         Those of later events are somebody else's to wait for: under load there are always some. A hook
         waits for none, for it would wait for itself, or for one that waits for it.
         """
-        if self._in_a_hook:
-            return
+        last = 0 if self._in_a_hook else self._begun + len(self._waiting)
         clock = asyncio.get_running_loop().time
-        end, last = clock() + self.limit + grace, self._begun + len(self._waiting)
-        while (ours := [task for task, number in self._tasks.items() if number < last]) and (left := end - clock()) > 0:
-            await asyncio.wait(ours, timeout=left)
+        while (ours := [task for task, told in self._tasks.items() if told.number < last]) and clock() < until:
+            await asyncio.wait(ours, timeout=until - clock())
 
-    def leave(self) -> None:
-        """Wait no longer: tell nobody of those who still wait, cancel those that still run, and tell that."""
+    async def end(self, until: float) -> None:
+        """Wait for all of them, those of later events too; then tell nobody more, and cancel who goes on."""
         if self._in_a_hook:
             return  # it closes its own supervisor: the others have their time
+        clock = asyncio.get_running_loop().time
+        while self._tasks and clock() < until:
+            await asyncio.wait(self._tasks, timeout=until - clock(), return_when=asyncio.FIRST_COMPLETED)
         self._give_up()
         for task in self._tasks:
             logger.error("a hook ignores its cancellation and is left behind: %r", task.get_coro())

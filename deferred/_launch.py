@@ -398,6 +398,6 @@ class Launcher(Settlement):
             context._drains = tuple(other for other in context._drains if other is not drain)
             self.watched -= loop is self.loop  # else it was forgotten with its loop
             self.look()
-        await self.hooks.finish(self.grace)
+        await self.hooks.finish(self.hooks.until(self.grace))
         report = drain.report()
         return DrainReport(context._finished, context._failed, report.cancelled, report.abandoned)

@@ -116,11 +116,13 @@ class Lifecycle:
                     await self._wind_up(launcher.timeout, enclosing_task())
                 finally:
                     self._durable.serve = served
+                until = launcher.hooks.until(launcher.grace)
+                await launcher.hooks.finish(until)
                 if launcher.tasks:  # a hook has registered work as it was told of the end
                     await self._drain_once(launcher.timeout, enclosing_task())
-                    await launcher.hooks.finish(launcher.grace)
+                    until = launcher.hooks.until(launcher.grace)
                 if ever == self._openings_ever:
-                    launcher.hooks.leave()
+                    await launcher.hooks.end(until)
         finally:
             here = launcher.loop in (None, loop)  # else refused, or this loop broke off and another has taken over
             if here and ever == self._openings_ever:
@@ -154,7 +156,7 @@ class Lifecycle:
         """
         limit = self._launcher.timeout if timeout is None else seconds(timeout, "timeout", zero=True)
         report = await self._join_or_lead(limit, enclosing_task())
-        await self._launcher.hooks.finish(self._launcher.grace)
+        await self._finish_hooks()
         return report
 
     async def _join_or_lead(self, limit: float, me: TaskHandle[Any] | None) -> DrainReport:
@@ -175,7 +177,6 @@ class Lifecycle:
             launcher.leading.hasten(launcher.now() + limit)
             launcher.deadline = launcher.leading.deadline
         await self._join_or_lead(limit, me)
-        await launcher.hooks.finish(launcher.grace)
 
     async def _join(self, limit: float) -> DrainReport:
         """Wait for the drain under way; take its place if it is cancelled."""
@@ -242,8 +243,13 @@ class Lifecycle:
         """Wind up as a part of the drain of the app around this one, which is not cut by what that raises."""
         try:
             await self._wind_up(limit, me)
+            await self._finish_hooks()
         except EventLoopError as error:
             logger.error("a mounted app is not drained with the one around it: %s", error)  # noqa: TRY400  # it says why
+
+    async def _finish_hooks(self) -> None:
+        hooks = self._launcher.hooks
+        await hooks.finish(hooks.until(self._launcher.grace))
 
     def _begin(self, limit: float, me: TaskHandle[Any] | None) -> Drain:
         launcher = self._launcher

@@ -335,8 +335,7 @@ class Kit(Assertions, Conductor):
         async def settle() -> None:
             if not await settled(left, timeout):
                 await cut(launcher, left)
-            await launcher.hooks.finish(timeout)
-            launcher.hooks.leave()
+            await launcher.hooks.end(launcher.hooks.until(timeout))
 
         return settle
 

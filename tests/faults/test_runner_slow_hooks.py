@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from deferred import Supervisor, TaskSucceeded, defer
+from deferred import ContextSettled, Supervisor, TaskSucceeded, defer
 from deferred._hooks import MAX_RUNNING, MAX_WAITING
 
 pytestmark = pytest.mark.looptime
@@ -135,6 +135,39 @@ async def test_a_hook_that_drains_does_not_wait_for_itself():
     async with supervisor:
         defer_failures(supervisor, 1)
     assert done == [pytest.approx(1)] * 2
+
+
+async def test_hooks_told_of_the_last_events_are_not_cut():
+    """A25, S11: a supervisor that closes waits for hooks of events that came as it waited for the others."""
+    told = []
+
+    async def slow(event):
+        await asyncio.sleep(1)
+        if len(told) < 3:
+            with supervisor.context():
+                pass
+        told.append(event)
+
+    slow.events = (ContextSettled,)
+    async with Supervisor(hooks=[slow]) as supervisor:
+        with supervisor.context():
+            pass
+    assert len(told) == 4
+
+
+async def test_a_hook_that_is_cancelled_before_it_begins_is_told_of(caplog):
+    """A36, A44: whoever ends the loop as a hook is about to begin leaves no coroutine, and a line in the log."""
+
+    async def hook(event):
+        raise AssertionError
+
+    async with Supervisor(hooks=[hook]) as supervisor:
+        before = asyncio.all_tasks()
+        with supervisor.context():
+            for task in asyncio.all_tasks() - before:
+                task.cancel()
+        supervisor.remove_hook(hook)
+    assert "was told of a ContextOpened" in caplog.text
 
 
 async def test_whoever_joins_a_drain_waits_for_the_hooks_as_well():
