@@ -342,7 +342,8 @@ def _gives_up(error: BaseException) -> bool:
         if isinstance(error, NonRetryableError):
             return True
         if issubclass(type(error), BaseExceptionGroup):  # not one that only says it is
-            errors.extend(BaseExceptionGroup.exceptions.__get__(error))
+            group: Any = error
+            errors.extend(group.exceptions)
     return False
 
 
