@@ -111,7 +111,7 @@ with settled as (
 """,
     "park": """
 with settled as (
-    update @queue set status = 'failed', updated = now(), queue_manager_id = null, dedupe_key = null,
+    update @queue set status = 'failed', updated = now(), queue_manager_id = null,
         headers = jsonb_set(headers, '{deferred}', (headers->'deferred') || $3::jsonb)
     where id = $1 and queue_manager_id = $2 and status = 'picked'
     returning id, status, entrypoint, priority
@@ -145,11 +145,19 @@ where status = 'failed' and headers ? 'deferred'
     and ($1::text[] is null or headers->'deferred'->>'id' = any($1::text[]))
 order by updated desc, id desc limit $2
 """,
+    # It has its key again, unless another has it by now, or a later one of these.
     "requeue": """
-with settled as (
-    update @queue set status = 'queued', execute_after = now(), updated = now(), attempts = 0,
+with chosen as (
+    select id, row_number() over (partition by dedupe_key order by id desc) = 1 and not exists (
+        select 1 from @queue live where live.dedupe_key = dead.dedupe_key and live.status in ('queued', 'picked')
+    ) as is_free
+    from @queue dead where @chosen
+), settled as (
+    update @queue q set status = 'queued', execute_after = now(), updated = now(), attempts = 0,
+        dedupe_key = case when is_free then dedupe_key end,
         headers = jsonb_set(headers, '{deferred}', (headers->'deferred') - array['note', 'reason', 'error'])
-    where @chosen returning id, status, entrypoint, priority, headers
+    from chosen where q.id = chosen.id and status = 'failed'
+    returning q.id, status, entrypoint, priority, headers
 ), logged as (
     insert into @log (job_id, status, entrypoint, priority) select id, status, entrypoint, priority from settled
 )

@@ -336,7 +336,14 @@ class PostgresEngine:
     async def requeue(self, ids: Sequence[str]) -> list[str]:
         """Deliver dead letters again."""
         pool = await self._ready()
-        return [row["id"] for row in await pool.fetch(self._sql["requeue"], printable(ids))]
+        taken = 0
+        while True:
+            try:
+                return [row["id"] for row in await pool.fetch(self._sql["requeue"], printable(ids))]
+            except asyncpg.UniqueViolationError:  # another has got one of their keys at this moment
+                taken += 1
+                if taken == TRIES:
+                    raise
 
     async def delete(self, ids: Sequence[str]) -> list[str]:
         """Delete dead letters."""

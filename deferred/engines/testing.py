@@ -171,6 +171,12 @@ async def dedupes(bench: Bench) -> None:
         async with Server(engine, lambda _: Dead("failed")) as server:
             await server.next()
             await until_settled(engine)
+            server.hold.clear()
+            await engine.requeue([dying.id])
+            expect(await engine.enqueue([next_one]), [dying.id], "the id of a key whose dead letter is retried")
+            server.hold.set()
+            await server.next()
+            await until_settled(engine)
             expect(await engine.enqueue([next_one]), [next_one.id], "the id of a key whose job is dead")
             await server.next()
             await until_settled(engine)

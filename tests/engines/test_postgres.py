@@ -359,3 +359,33 @@ async def test_a_key_is_free_when_its_job_is_dead(engine):
     assert await engine.enqueue([job(id="2", key="k")]) == ["2"]
     assert await engine.requeue(["1"]) == ["1"]
     assert (await engine.depth()).waiting == 2
+
+
+async def until_waiting(connection):
+    """Wait until somebody waits for a lock."""
+    async with asyncio.timeout(10):
+        while not await connection.fetchval("select count(*) from pg_locks where not granted"):
+            await asyncio.sleep(0.01)
+
+
+async def test_retried_dead_letters_of_one_key(engine, postgres_url):
+    """Of several dead letters with one key the latest has it again once they are retried. D24 D37."""
+    async with Worker(engine, lambda _: Dead("failed")) as worker:
+        for number in ("1", "2", "3"):
+            await engine.enqueue([job(id=number, key="k")])
+            await worker.next()
+            await until_settled(engine)
+    async with connected(postgres_url) as other:
+        transaction = other.transaction()
+        await transaction.start()
+        await engine.enqueue([job(id="4", key="k")], other)
+        retried = asyncio.create_task(engine.requeue(["1"]))  # waits for the other's key
+        await until_waiting(other)
+        await transaction.commit()
+        assert await retried == ["1"]
+    assert await engine.enqueue([job(id="5", key="k")]) == ["4"]
+    async with Worker(engine) as worker:
+        await worker.all(2)
+        await until_settled(engine)
+    assert sorted(await engine.requeue(["2", "3"])) == ["2", "3"]
+    assert await engine.enqueue([job(id="6", key="k")]) == ["3"]
