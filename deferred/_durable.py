@@ -74,6 +74,7 @@ class DurableWork:
         registry: The functions that may be run by name.
         engine: Where jobs are; None if there is none.
         serve: Whether this process runs jobs too.
+        closings: The closings under way, with their loops: meanwhile nothing is served there.
         concurrency: How many at a time.
         queues: Which queues to serve; those of the registered tasks if None.
     """
@@ -97,6 +98,7 @@ class DurableWork:
         self.registry = Registry()
         self.engine = None if engine is None else find_engine(engine)
         self.serve = serve
+        self.closings: dict[object, asyncio.AbstractEventLoop] = {}
         self.concurrency = concurrency
         self.queues: tuple[str, ...] | None = None
         if self._on_drain == "enqueue" and self.engine is None:
@@ -186,7 +188,9 @@ class DurableWork:
         loop = asyncio.get_running_loop()
         if self._serving is not None and self._serving.get_loop() is not loop:
             self._serving = None  # it has ended with its loop
-        if self.engine is not None and self.serve and self._serving is None and len(self.registry):
+        if self.engine is None or not self.serve or loop in self.closings.values():
+            return
+        if self._serving is None and len(self.registry):
             self._stop = asyncio.Event()
             self._serving = loop.create_task(
                 self.engine.serve(

@@ -111,11 +111,12 @@ class Lifecycle:
         self._openings = max(0, self._openings - 1)
         try:
             if launcher.why is None:
-                self._durable.serve, served = False, self._durable.serve
+                closing = object()
+                self._durable.closings[closing] = asyncio.get_running_loop()
                 try:
                     await self._wind_up(launcher.timeout, enclosing_task())
                 finally:
-                    self._durable.serve = served
+                    del self._durable.closings[closing]
                 until = launcher.hooks.until(launcher.grace)
                 await launcher.hooks.finish(until)
                 if launcher.tasks:  # a hook has registered work as it was told of the end

@@ -72,6 +72,8 @@ def _check_retry(retry: Any) -> RetryPolicy | None:
     if not isinstance(policy, type) and all(
         hasattr(policy, part) for part in ("timeout", "verdict", "exhausted", "delay")
     ):
+        if policy.timeout is not None:
+            seconds(policy.timeout, "the timeout of the retry policy")
         return policy  # type: ignore[no-any-return]  # checked by its parts
     message = f"retry must be a Retry(on=...), a retry object of stamina or tenacity, or None, not {retry!r}"
     raise TypeError(message)

@@ -176,7 +176,8 @@ async def _all_attempts(task: TaskHandle[Any], runtime: Runtime) -> Outcome:
     if redelivery is not None:
         task._attempts = redelivery.attempts
         started -= redelivery.elapsed
-    budget = None if policy is None or policy.timeout is None else started + policy.timeout
+    limit = None if policy is None else policy.timeout
+    budget = None if limit is None else started + seconds(limit, "the timeout of the retry policy")
     # A delivery may come late: the policy's total time then ends the retries, not the attempt.
     total = asyncio.timeout_at(budget if redelivery is None else None)
     try:

@@ -149,6 +149,21 @@ class TestPredicates:
             assert loop.time() - start == pytest.approx(waited)
 
 
+@pytest.mark.looptime
+async def test_the_total_time_of_a_policy_of_ones_own():
+    """A58, S9: one that is no time is refused where it is given; a timedelta is one."""
+    policy = Policy(delay=2)
+    for value in (-1, float("nan"), "5"):
+        policy.timeout = value
+        with pytest.raises((ValueError, TypeError), match="the timeout of the retry policy"):
+            Supervisor(retry=policy)
+    policy.timeout = dt.timedelta(seconds=3)
+    async with Supervisor(retry=policy) as supervisor:
+        with supervisor.context() as ctx:
+            handle = ctx.defer(Flaky(9))
+    assert (handle.attempts, handle.outcome) == (2, Outcome.EXHAUSTED_DEADLINE)
+
+
 class Policy:
     """A policy of the user's own."""
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from deferred import Supervisor, TaskEnqueued
+from deferred import Supervisor, TaskEnqueued, TaskSucceeded
 from deferred._delivery import Note, error_text, read_note
 from deferred._suspects import HUSH, Suspects
 from deferred.engines import Delivery
@@ -50,6 +50,61 @@ def test_the_next_loop_serves_too():
 
     for number in range(2):
         asyncio.run(break_off(number))
+
+
+async def serves(supervisor, task):
+    """Say whether this process runs what it stores."""
+    ran = asyncio.Event()
+    with supervisor.context() as ctx:
+        await ctx.enqueue(task)
+    supervisor.add_hook(lambda event: isinstance(event, TaskSucceeded) and ran.set())
+    for _ in range(1000):
+        if ran.is_set():
+            break
+        await asyncio.sleep(0)
+    return ran.is_set()
+
+
+async def nothing() -> None:
+    """Be a registered task."""
+
+
+async def test_closed_twice_at_a_time_it_serves_again():
+    """S15, S11: two apps that close one supervisor side by side leave it as one would: opened again, it serves."""
+    supervisor = Supervisor(engine="memory://")
+    supervisor.task("nothing")(nothing)
+    for _ in range(2):
+        supervisor.open()
+        with supervisor.context() as ctx:
+            ctx.defer(asyncio.sleep, 0)
+        await asyncio.gather(supervisor.close(), supervisor.close())
+    async with supervisor:
+        assert await serves(supervisor, nothing)
+
+
+def test_the_next_loop_serves_after_a_closing_that_broke_off():
+    """S15, A44: a loop that broke off as the supervisor closed keeps no other from serving."""
+    supervisor = Supervisor(engine="memory://", cancel_grace=0)
+    supervisor.task("nothing")(nothing)
+    loop, kept = asyncio.new_event_loop(), []
+
+    async def begin():
+        supervisor.open()
+        with supervisor.context() as ctx:
+            ctx.defer(asyncio.Event().wait)
+        kept.append(asyncio.ensure_future(supervisor.close()))
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(begin())
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False
+    loop.close()
+
+    async def take_over():
+        async with supervisor:
+            assert await serves(supervisor, nothing)
+
+    asyncio.run(take_over())
 
 
 @pytest.mark.parametrize(("since", "now", "elapsed"), [(100.0, 130.0, 30.0), (4_000.0, 130.0, 0.0), (0.0, 130.0, 0.0)])
