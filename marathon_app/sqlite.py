@@ -96,11 +96,10 @@ class SQLiteDatabase:
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        writer, reader = self._writer, self._reader
-        self._writer = self._reader = None
-        for connection in (reader, writer):
-            if connection is not None:
-                await asyncio.shield(asyncio.create_task(_release(connection)))
+        async with self._opening:  # whoever was opening them may be gone, that goes on
+            held = (self._reader, self._writer)
+            self._writer = self._reader = None
+        await asyncio.gather(*(_release(connection) for connection in held if connection is not None))
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction of its own, the only one at its time; see `Database.write`."""
@@ -175,24 +174,24 @@ class SQLiteDatabase:
         """Return the writer and the reader, opened first where they are not open."""
         if self._writer is not None and self._reader is not None:
             return self._writer, self._reader
+        # Cancelled, it leaves what is being opened to the next one.
+        return await asyncio.shield(asyncio.create_task(self._connect()))
+
+    async def _connect(self) -> tuple[databases.core.Connection, databases.core.Connection]:
         async with self._opening:
             try:
                 if self._writer is None:
                     await asyncio.to_thread(_make_folder, self.path.parent)
-                    self._writer = await self._acquire((*_WRITER, *self._schema))
+                    self._writer = await asyncio.create_task(self._acquire((*_WRITER, *self._schema)))
                     self._inode = await asyncio.to_thread(_inode, self.path)
                 if self._reader is None:
-                    self._reader = await self._acquire(_READER)
+                    self._reader = await asyncio.create_task(self._acquire(_READER))
             except (sqlite3.Error, OSError) as error:
                 raise _unavailable(error) from error
             return self._writer, self._reader
 
     async def _acquire(self, statements: Iterable[str]) -> databases.core.Connection:
-        # In a task of its own, which `databases` takes for the connection's owner: no other task
-        # is ever handed this connection by `databases` itself.
-        return await asyncio.shield(asyncio.create_task(self._acquire_here(statements)))
-
-    async def _acquire_here(self, statements: Iterable[str]) -> databases.core.Connection:
+        """Connect: in a task of its own, which `databases` takes for the owner, so that it hands it to no other."""
         connection = self._database.connection()
         await connection.__aenter__()
         try:
@@ -223,7 +222,8 @@ def probe(path: Path) -> None:
 
 
 async def _release(connection: databases.core.Connection) -> None:
-    await connection.__aexit__()
+    """Close a connection, even if whoever waits for that is cancelled."""
+    await asyncio.shield(asyncio.create_task(connection.__aexit__()))
 
 
 def _unavailable(error: sqlite3.Error | OSError) -> DatabaseUnavailableError:

@@ -114,13 +114,13 @@ class Store(cairnq.SQLiteStore):
             with contextlib.suppress(sqlite3.OperationalError):  # somebody else writes: the next one is soon
                 await cairnq._refresh_statistics(connection)
             await connection.execute("pragma busy_timeout = 0")
+            file = await _file_of(connection, self._path)
+            if generation != self._generation:
+                raise StoreClosed
         except BaseException:
             await connection.close()
             raise
-        if generation != self._generation:
-            await connection.close()
-            raise StoreClosed
-        self._file = await _file_of(connection, self._path)
+        self._file = file
         self._next_stats_refresh_at = asyncio.get_running_loop().time() + cairnq._STATS_REFRESH_INTERVAL_S
         self._conn = connection
 
@@ -177,6 +177,6 @@ async def _file_of(connection: Any, path: str) -> tuple[int, int] | None:
 def _identity(path: str) -> tuple[int, int] | None:
     try:
         found = Path(path).stat()
-    except FileNotFoundError:
+    except OSError:  # the folder may be gone too, or be no folder
         return None
     return found.st_dev, found.st_ino

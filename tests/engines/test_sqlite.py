@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import importlib.metadata
 import sqlite3
 import sys
@@ -335,6 +336,35 @@ async def test_an_opening_that_fails_midway_leaves_nothing_open(tmp_path, recwar
     assert not any(map(lasts, made))
     assert not recwarn.list
     await engine.close()
+
+
+async def test_an_opening_that_is_cancelled_midway_leaves_nothing_open(tmp_path, monkeypatch, recwarn):
+    """Whoever is cancelled at any step of an opening leaves neither a connection nor its thread behind. C30."""
+    execute, before, left = aiosqlite.Connection._execute, {*threading.enumerate()}, 0
+
+    async def cancelled(*args, **options):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise asyncio.CancelledError
+        return await execute(*args, **options)
+
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", cancelled)
+    for steps in itertools.count(1):
+        left = steps
+        engine = SQLiteEngine(tmp_path / f"{steps}.db")
+        with contextlib.suppress(asyncio.CancelledError):
+            await engine.setup()
+        done = left > 0
+        left = 0
+        await engine.close()
+        if done:
+            break
+    assert steps > 10
+    gc.collect()
+    made = [thread for thread in {*threading.enumerate()} - before if "worker_thread" in thread.name]
+    assert not any(map(lasts, made))
+    assert not recwarn.list
 
 
 async def test_rows_that_were_written_over_are_dead_letters(engine, caplog):

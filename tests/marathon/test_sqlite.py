@@ -82,6 +82,31 @@ async def test_nothing_is_left_when_it_is_closed(tmp_path):
     assert stored_in(tmp_path / "file.db") == ["kept"]
 
 
+async def test_what_a_cancelled_caller_was_opening_is_for_the_next(tmp_path, monkeypatch):
+    """A client that goes away while the file is opened leaves no connection behind that nobody closes."""
+    database, connect, made, go_on = SQLiteDatabase(tmp_path / "file.db"), sqlite3.connect, [], threading.Event()
+
+    def slowly(*args, **options):
+        made.append(connect(*args, **options))
+        assert go_on.wait(60)
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", slowly)
+    first = asyncio.create_task(database.open())
+    while not made:
+        await asyncio.sleep(0.001)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    go_on.set()
+    await database.open()
+    assert len(made) == 2, "a writer and a reader"
+    await database.close()
+    for connection in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.total_changes  # noqa: B018
+
+
 async def test_another_process_with_the_lock_makes_it_busy(tmp_path):
     """Where another process holds the lock for too long the write is refused as busy, and works later."""
     database = SQLiteDatabase(tmp_path / "file.db", schema=SCHEMA, busy_timeout=0.05)
