@@ -102,9 +102,14 @@ class Store(cairnq.SQLiteStore):
 
     async def _open(self) -> None:
         generation = self._generation
-        connection = aiosqlite.connect(self._path, isolation_level=None, check_same_thread=False)
+        connection: Any = aiosqlite.connect(self._path, isolation_level=None, check_same_thread=False)
         connection._thread.daemon = True
-        await connection
+        opening = asyncio.create_task(_opened(connection))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:  # aiosqlite closes nothing that it opens for somebody who is gone
+            opening.add_done_callback(lambda _: connection.stop())
+            raise
         try:
             connection.row_factory = aiosqlite.Row
             await connection.execute(f"pragma busy_timeout = {self._busy_timeout_ms}")
@@ -116,7 +121,7 @@ class Store(cairnq.SQLiteStore):
             await connection.execute("pragma busy_timeout = 0")
             file = await _file_of(connection, self._path)
             if generation != self._generation:
-                raise StoreClosed
+                raise StoreClosed  # noqa: TRY301  # to be closed as well
         except BaseException:
             await connection.close()
             raise
@@ -166,6 +171,10 @@ class Store(cairnq.SQLiteStore):
             async with asyncio.timeout(timeout_ms / 1000 * random.uniform(0.5, 1.0)):  # noqa: S311  # no secret
                 await self.stored.wait()
         self.stored.clear()
+
+
+async def _opened(connection: Any) -> None:
+    await connection
 
 
 async def _file_of(connection: Any, path: str) -> tuple[int, int] | None:

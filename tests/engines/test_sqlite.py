@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import gc
-import itertools
 import importlib.metadata
+import itertools
 import sqlite3
 import sys
 import threading
@@ -365,6 +365,34 @@ async def test_an_opening_that_is_cancelled_midway_leaves_nothing_open(tmp_path,
     made = [thread for thread in {*threading.enumerate()} - before if "worker_thread" in thread.name]
     assert not any(map(lasts, made))
     assert not recwarn.list
+
+
+async def test_what_a_cancelled_caller_was_opening_is_closed(tmp_path, monkeypatch):
+    """Whoever is cancelled while the file is opened leaves nothing behind that only the collector closes. C30."""
+    engine, connect, made, go_on = SQLiteEngine(tmp_path / "jobs.db"), sqlite3.connect, [], threading.Event()
+
+    def slowly(*args, **options):
+        if "check_same_thread" not in options:  # a look whether it can be opened
+            return connect(*args, **options)
+        made.append(connect(*args, **options))
+        assert go_on.wait(60)
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", slowly)
+    before = {*threading.enumerate()}
+    first = asyncio.create_task(engine.setup())
+    while not made:
+        await asyncio.sleep(0.001)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    (thread,) = (thread for thread in {*threading.enumerate()} - before if "worker_thread" in thread.name)
+    go_on.set()
+    while thread.is_alive():
+        await asyncio.sleep(0.001)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        made[0].total_changes  # noqa: B018
+    await engine.close()
 
 
 async def test_rows_that_were_written_over_are_dead_letters(engine, caplog):
