@@ -51,6 +51,9 @@ LONGEST_LABEL = 500
 MOST_BURIED = 3
 """How many times in a row a hook may store work for a job that died, before that is a loop."""
 
+CLOSING = 10.0
+"""Seconds that an engine has to close; ours take less, whatever their store does."""
+
 CONTEXT = "deferred-context"
 LABEL = "deferred-label"
 BURIED = "deferred-buried"
@@ -223,9 +226,13 @@ class DurableWork:
                 await asyncio.wait({serving}, timeout=grace)
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store; what goes wrong with that, or hangs, keeps no app from its end."""
         if self.engine is not None:
-            await self.engine.close()
+            try:
+                async with asyncio.timeout(CLOSING):
+                    await self.engine.close()
+            except Exception as error:  # a driver raises what it likes
+                logger.exception("the engine could not be closed: %s", type(error).__name__)
 
     async def _deliver(self, delivery: Delivery) -> Verdict:
         """Run one delivery; what every engine is given as its handle."""

@@ -621,3 +621,22 @@ async def test_a_store_that_is_away_does_not_keep_the_app_from_starting(desk, ca
         async with desk.supervisor:
             pass
     await desk.supervisor.close()
+
+
+@pytest.mark.parametrize("trouble", ["raises", "hangs"])
+@pytest.mark.looptime
+async def test_an_engine_that_cannot_be_closed_keeps_no_app_from_its_end(desk, caplog, trouble):
+    """An engine that raises or hangs as it is closed is an error in the log; the app's own shutdown goes on. S4 S11."""
+    desk, closed = desk(), []
+
+    async def close():
+        closed.append(trouble)
+        if trouble == "hangs":
+            await asyncio.sleep(3600)
+        raise OSError("the disk is gone")
+
+    desk.engine.close = close
+    async with asyncio.timeout(60), desk.supervisor:
+        pass
+    assert closed == [trouble]
+    assert f"could not be closed: {'OSError' if trouble == 'raises' else 'TimeoutError'}" in caplog.text
