@@ -189,11 +189,14 @@ class DurableWork:
     def start(self) -> None:
         """Serve in the background, if there is anything to serve; on the loop."""
         loop = asyncio.get_running_loop()
-        if self._serving is not None and self._serving.get_loop() is not loop:
-            self._serving = None  # it has ended with its loop
+        serving = self._serving
+        if serving is not None and (serving.done() or serving.get_loop() is not loop):
+            serving = self._serving = None  # it has ended, after a drain or with its loop
         if self.engine is None or not self.serve or loop in self.closings.values():
             return
-        if self._serving is None and len(self.registry):
+        if serving is not None:
+            serving.add_done_callback(self._again)  # a drain has stopped it that one of its own jobs has asked for
+        elif len(self.registry):
             self._stop = asyncio.Event()
             self._serving = loop.create_task(
                 self.engine.serve(
@@ -209,6 +212,12 @@ class DurableWork:
     def _ended(self, serving: asyncio.Task[None]) -> None:
         if not serving.cancelled() and (error := serving.exception()) is not None:
             logger.error("durable work is no longer served by this process: %s", error, exc_info=error)
+
+    def _again(self, serving: asyncio.Task[None]) -> None:
+        """Serve again, unless that has been seen to, or is not wanted any more."""
+        launcher = self._launcher
+        if serving is self._serving and not serving.cancelled() and launcher.leading is None and launcher.why is None:
+            self.start()
 
     def pause(self) -> None:
         """Take no further jobs."""

@@ -447,6 +447,35 @@ async def test_a_drain_hands_back_what_it_cannot_finish(desk):
     assert [event.outcome for event in desk.of(TaskCancelled)] == [Outcome.CANCELLED_BY_DRAIN]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_drain_by_a_task_ends_no_serving(desk, stored, times):
+    """Once a task, or a job, has drained the supervisor it serves again, as after any drain. S11."""
+    desk = desk()
+    drained, ran = asyncio.Event(), asyncio.Event()
+
+    @desk.supervisor.task("drain")
+    async def drain():
+        for _ in range(times):
+            await desk.supervisor.drain()
+        drained.set()
+
+    @desk.supervisor.task("task")
+    async def task():
+        ran.set()
+
+    async with desk.supervisor:
+        if stored:
+            await desk.enqueue(drain)
+        else:
+            with desk.supervisor.context() as ctx:
+                ctx.defer(drain)
+        await drained.wait()
+        await desk.enqueue(task)
+        async with asyncio.timeout(60):
+            await ran.wait()
+
+
 async def test_a_task_that_does_not_end_is_left_alone_for_a_while(desk):
     """One that ignores its cancellation is delivered again later, when its process has ended. A12."""
     desk = desk(drain_timeout=1, cancel_grace=1)
