@@ -95,7 +95,7 @@ class Drain:
 
     def wake(self) -> None:
         """Stop waiting if nothing is left; called when a task has settled."""
-        if self._idle is not None and not self._idle.done() and not self._loop.is_closed() and not self._left():
+        if self._idle is not None and not self._idle.done() and not self.broke_off and not self._left():
             self._idle.set_result(None)
 
     def _left(self) -> int:
@@ -103,6 +103,11 @@ class Drain:
         if self._unit is None:
             return len(self._live) - len(skipped)
         return self._unit.pending - sum(task._unit is self._unit for task in skipped)
+
+    @property
+    def broke_off(self) -> bool:
+        """Whether its loop was closed under it: whoever takes over settles what is left, or has done so."""
+        return self._loop.is_closed()
 
     @property
     def _skipped(self) -> set[TaskHandle[Any]]:
@@ -134,8 +139,7 @@ class Drain:
             raise
         finally:
             self._running = False
-            # Where the loop has broken off, whoever takes over settles what is left, or has done so.
-            for task in self.unfinished() if self._left() and not self._loop.is_closed() else ():
+            for task in self.unfinished() if self._left() and not self.broke_off else ():
                 if task not in left:
                     settle(task, Outcome.ABANDONED)
             if self._me is not None:

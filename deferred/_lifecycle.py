@@ -217,16 +217,22 @@ class Lifecycle:
                 await self._durable.finish(launcher.grace)
         finally:
             report = drain.report(stored)
-            if not loop.is_closed():  # else it broke off, and so did this: whoever takes over has forgotten it
-                launcher.drains.remove(drain)
-                launcher.look()
-                launcher.deadline = launcher.leading = None
-                drain.reported.set_result(report)
-                now = launcher.now()
-                launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
-                if self._openings:
-                    self._durable.start()
+            self._conclude(drain, report)
         return report
+
+    def _conclude(self, drain: Drain, report: DrainReport) -> None:
+        """Tell of the end of a drain, unless its loop broke off: whoever has taken over has forgotten it."""
+        if drain.broke_off:
+            return
+        launcher = self._launcher
+        launcher.drains.remove(drain)
+        launcher.look()
+        launcher.deadline = launcher.leading = None
+        drain.reported.set_result(report)
+        now = launcher.now()
+        launcher.hooks.emit(DrainFinished(report, now - drain.started, at=now))
+        if self._openings:
+            self._durable.start()
 
     async def _conduct(self, drain: Drain, limit: float, me: TaskHandle[Any] | None) -> None:
         """Run `drain`, and those of the apps mounted in this one beside it."""
