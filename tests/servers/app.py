@@ -72,6 +72,7 @@ class App:
 
     def __init__(self, supervisor):
         self.supervisor = supervisor
+        self.cancelled = asyncio.Event()  # a request that hangs
 
     def ready(self, **query):
         """Say which process answers, or that it is about to end."""
@@ -108,7 +109,18 @@ class App:
             await asyncio.sleep(10_000)
         finally:
             note("request cancelled")
+            self.cancelled.set()
             defer(short, "by a request that is cancelled", 0.2)
+
+    def outlast(self, **query):
+        """Defer a task that ends once a request that hangs is cancelled."""
+        defer(self.outlasting)
+        return 200, "accepted"
+
+    async def outlasting(self):
+        """Be that task."""
+        await self.cancelled.wait()
+        note("done outlasting")
 
     async def slow(self, *, name, seconds):
         """Be a request that takes its time, and defers a task."""
