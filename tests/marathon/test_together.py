@@ -43,7 +43,7 @@ def postmaster(folder):
     """Return the process of PostgreSQL on this folder, if it runs."""
     try:
         process = psutil.Process(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
-    except (FileNotFoundError, psutil.NoSuchProcess):
+    except (FileNotFoundError, IndexError, psutil.NoSuchProcess):  # an empty file is just being written
         return None
     return None if process.status() == psutil.STATUS_ZOMBIE else process
 

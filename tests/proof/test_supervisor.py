@@ -358,11 +358,12 @@ def test_a_way_through():
     )
     other = machine.another_context()
     try:
+        alone = machine.another_context()  # while nobody has the one slot
+        machine.register(alone, "function", None, count=1, early=True, name="free", **rest | {"error": BoomError})
+        machine.close_context(alone, None, decided=True, turns=5)
         for way in ("defer", "wait_until", "thread", "function"):
             machine.register(ctx, way, None, count=1, early=True, name="free", **rest)
             machine.register(other, way, Execution.SEQUENTIAL, count=2, early=False, name="free", **rest)
-        machine.let_time_pass(1)
-        machine.register(ctx, "function", None, count=1, early=True, name="free", **rest | {"error": BoomError})
         machine.let_time_pass(1)
         machine.crowd(other, 6, "limited")
         machine.give_up_waiting([0, 50], 1)
