@@ -86,6 +86,20 @@ class Store(cairnq.SQLiteStore):
         self.stored = asyncio.Event()
         self.leases: dict[str, Leases] = {}
         self._file: tuple[int, int] | None = None
+        self._entering = asyncio.Lock()
+
+    async def enter(self) -> bool:
+        """Open the file where that has not been done; say whether another one, or none, was at its path by now.
+
+        What would be stored in the one that is gone would be lost: the other one is opened.
+        """
+        async with self._entering:
+            await self.connect()
+            if not await self._is_elsewhere():
+                return False
+            await self.close()
+            await self.connect()
+            return True
 
     async def connect(self) -> None:
         """Open the file, once.
@@ -129,8 +143,7 @@ class Store(cairnq.SQLiteStore):
         self._next_stats_refresh_at = asyncio.get_running_loop().time() + cairnq._STATS_REFRESH_INTERVAL_S
         self._conn = connection
 
-    async def is_elsewhere(self) -> bool:
-        """Say whether another file, or none, is at its path by now: what is stored in this one would be lost."""
+    async def _is_elsewhere(self) -> bool:
         connection = self._conn
         if connection is None or self._closing:
             return False

@@ -154,11 +154,8 @@ class SQLiteEngine:
             if self._store is None:
                 self._store = store
         try:
-            await self._store.connect()
-            if await self._store.is_elsewhere():
-                logger.warning("engine sqlite:///%s: its file was removed or replaced: it is opened anew", self.path)
-                await self._store.close()
-                await self._store.connect()
+            if await self._store.enter():
+                logger.warning("engine sqlite:///%s: its file was removed or replaced: it was opened anew", self.path)
         except ProtocolVersionMismatch as error:
             await self.close()
             message = f"{self.path} cannot be used: {error}. It needs the version of cairnq that wrote it"

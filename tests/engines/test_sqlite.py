@@ -422,11 +422,13 @@ async def test_a_file_that_is_replaced_is_opened_anew(engine, caplog):
     folder = Path(engine.path).parent
     for file in folder.iterdir():
         file.rename(file.with_name(f"old-{file.name}"))
-    assert await engine.enqueue([job("after")]) == ["after"]
+    names = [f"after {number}" for number in range(20)]
+    stored = await asyncio.gather(*(engine.enqueue([job(name)]) for name in names))
+    assert stored == [[name] for name in names]
     with contextlib.closing(sqlite3.connect(engine.path)) as there:
-        assert there.execute("select id from cairnq_tasks").fetchall() == [("after",)]
+        assert {*there.execute("select id from cairnq_tasks")} == {(name,) for name in names}
     async with Worker(engine) as worker:
-        assert (await worker.next()).id == "after"
+        assert {delivery.id for delivery in await worker.all(20)} == {*names}
     assert [record.getMessage() for record in caplog.records if record.name == "deferred"] == [
-        f"engine sqlite:///{engine.path}: its file was removed or replaced: it is opened anew"
+        f"engine sqlite:///{engine.path}: its file was removed or replaced: it was opened anew"
     ]
