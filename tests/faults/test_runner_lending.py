@@ -94,6 +94,42 @@ async def test_who_waits_again_is_the_first_of_its_context():
     assert order == ["one", "other", "later"]
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("waits", [False, True])
+async def test_who_is_cancelled_in_line_leaves_it(slots, waits):
+    """S10: a task cancelled while it waits for its slot cleans up, and may wait for another: that line is over."""
+    ended = []
+
+    async def child():
+        await asyncio.sleep(1)
+
+    async def waiting(name, seconds):
+        try:
+            await handle
+            await asyncio.sleep(seconds)
+        finally:
+            if name == "cancelled":
+                await (defer(fine) if waits else asyncio.sleep(3))
+            ended.append(name)
+
+    async with Supervisor(max_running=slots) as supervisor:
+        with supervisor.context() as ctx:
+            for number in range(slots):
+                ctx.defer(waiting, number, 1)
+        with supervisor.context() as other:
+            cancelled = other.defer(waiting, "cancelled", 0)
+        with supervisor.context() as third:
+            handle = third.defer(child)
+        await handle
+        await asyncio.sleep(0.5)
+        assert supervisor._launcher.slots.queues, "it is in line"
+        cancelled.cancel()
+        assert not (await supervisor.drain()).cancelled
+        assert supervisor.stats().cancelled == 1
+        assert sorted(map(str, ended)) == [*map(str, range(slots)), "cancelled"]
+        assert nothing_left(supervisor)
+
+
 async def test_a_limit_of_one_keeps_tasks_apart():
     """S10: the slot of its name is not lent: no other task of that name starts in the middle of one."""
     inside = []
