@@ -88,14 +88,17 @@ class Store(cairnq.SQLiteStore):
         self._file: tuple[int, int] | None = None
         self._entering = asyncio.Lock()
 
-    async def enter(self) -> bool:
+    async def enter(self, *, look: bool) -> bool:
         """Open the file where that has not been done; say whether another one, or none, was at its path by now.
 
         What would be stored in the one that is gone would be lost: the other one is opened.
+
+        Args:
+            look: Whether to look for that, which costs a visit to the connection's thread.
         """
         async with self._entering:
             await self.connect()
-            if not await self._is_elsewhere():
+            if not look or not await self._is_elsewhere():
                 return False
             await self.close()
             await self.connect()

@@ -145,7 +145,7 @@ class SQLiteEngine:
         """Open the file, and create cairnq's tables where they are missing."""
         await self._ready()
 
-    async def _ready(self) -> Store:
+    async def _ready(self, *, look: bool = True) -> Store:
         if self._home.loop is not asyncio.get_running_loop():
             await self._home.enter()
         if self._store is None:
@@ -154,7 +154,7 @@ class SQLiteEngine:
             if self._store is None:
                 self._store = store
         try:
-            if await self._store.enter():
+            if await self._store.enter(look=look):
                 logger.warning("engine sqlite:///%s: its file was removed or replaced: it was opened anew", self.path)
         except ProtocolVersionMismatch as error:
             await self.close()
@@ -198,7 +198,7 @@ class SQLiteEngine:
 
     async def enqueue(self, jobs: Sequence[Job], connection: Any = None) -> list[str]:
         """Store the jobs; see `Engine.enqueue`."""
-        store = await self._ready()
+        store = await self._ready(look=connection is None)
         if connection is not None:
             raw = await self._join(connection)
             return [await self._insert_joined(store, raw, job) for job in jobs]
@@ -257,6 +257,7 @@ class SQLiteEngine:
             )
             raise EngineError(message)
         if raw not in self._joined:
+            await self._ready()  # it may be the first on a file that has replaced the other
             files = [row[2] for row in await raw.execute_fetchall("pragma database_list") if row[1] == "main"]
             if not await asyncio.to_thread(_same_file, files[0], self.path):
                 message = (

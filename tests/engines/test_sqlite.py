@@ -323,6 +323,19 @@ async def test_a_clock_that_is_put_back_holds_nothing_up(tmp_path, monkeypatch):
     await engine.close()
 
 
+async def test_a_transaction_on_a_file_that_replaced_another_is_joined(engine):
+    """Whoever opens the new file first finds the tables there. D40."""
+    await engine.enqueue([job("before")])
+    for file in Path(engine.path).parent.iterdir():
+        file.rename(file.with_name(f"old-{file.name}"))
+    async with aiosqlite.connect(engine.path, isolation_level=None) as connection:
+        await connection.execute("begin")
+        assert await engine.enqueue([job("after")], connection) == ["after"]
+        await connection.commit()
+        rows = await connection.execute_fetchall("select id from cairnq_tasks")
+        assert [*map(tuple, rows)] == [("after",)]
+
+
 async def test_an_opening_that_fails_midway_leaves_nothing_open(tmp_path, recwarn):
     """Where the tables cannot be made, neither a connection nor its thread is left behind. C30."""
     with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
