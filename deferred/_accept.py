@@ -245,7 +245,7 @@ class Acceptance(abc.ABC):
         self.count_room()
         self.slots.clear()
         self.rooms.clear()
-        self._waits.clear()
+        self._waits = Waits(self.slots, self.max_pending, self.max_per_context)
         self.between.clear()
 
     def shut(self, why: str | None) -> None:

@@ -21,7 +21,7 @@ __all__ = ["Waits"]
 
 
 class Waits:
-    """Those who wait for room in one supervisor. Lives as long as it.
+    """Those who wait for room in one supervisor. Lives as long as its loop.
 
     Args:
         slots: Who runs.
@@ -29,23 +29,17 @@ class Waits:
         max_per_context: How many unfinished tasks one context may have.
     """
 
-    __slots__ = ("_handlers", "_held", "_inside", "_max_pending", "_max_per_context", "_slots", "_tasks")
+    __slots__ = ("_handlers", "_held", "_inside", "_max_pending", "_max_per_context", "_slots", "_tasks", "_times")
 
     def __init__(self, slots: Slots, max_pending: int, max_per_context: int) -> None:
         self._slots = slots
         self._max_pending = max_pending
         self._max_per_context = max_per_context
-        self._tasks: dict[TaskHandle[Any], UnitOfWork | None] = {}  # that wait, with the context whose limit it is
-        self._inside: dict[Any, dict[TaskHandle[Any], UnitOfWork | None]] = {}  # the same by their own contexts
+        self._tasks: dict[TaskHandle[Any], list[UnitOfWork | None]] = {}  # the contexts whose limits each waits for
+        self._inside: dict[Any, dict[TaskHandle[Any], list[UnitOfWork | None]]] = {}  # the same by their own contexts
         self._handlers: dict[UnitOfWork, Counter[str | None]] = {}  # contexts that stay open, with what waits in them
-        self._held: Counter[str | None] = Counter()  # the sum of these: by name, and of all as None
-
-    def clear(self) -> None:
-        """Forget all: they wait on a loop that is gone, or in another process."""
-        self._tasks.clear()
-        self._inside.clear()
-        self._handlers.clear()
-        self._held.clear()
+        self._times: Counter[UnitOfWork] = Counter()  # how many waits keep each of these open
+        self._held: Counter[str | None] = Counter()  # the sum of what waits in these: by name, and of all as None
 
     def never(self, me: TaskHandle[Any] | None, context: UnitOfWork, name: str, *, bounded: bool) -> bool:
         """Say whether room would never come.
@@ -66,32 +60,40 @@ class Waits:
         """Note that somebody waits; return what takes that back."""
         if me is not None and not me._slot:
             me = None  # a step in line
-        task = me if me not in self._tasks else None
-        if task is not None:
-            full = bounded and context.pending >= self._max_per_context
-            self._tasks[task] = self._inside.setdefault(task._unit, {})[task] = context if full else None
+        full = context if bounded and context.pending >= self._max_per_context else None
+        if me is not None:
+            if me not in self._tasks:
+                self._tasks[me] = self._inside.setdefault(me._unit, {})[me] = []
+            self._tasks[me].append(full)
         # A task leaves it to others to close its own context; any other context it has opened itself.
-        holds = not context.closed and (me is None or me._unit is not context) and context not in self._handlers
+        holds = not context.closed and (me is None or me._unit is not context)
         if holds:
-            waiting = [task for task in (*(context._waiting or ()), *(context._held or ())) if task._outcome is None]
-            tally: Counter[str | None] = Counter(task.name for task in waiting) if self._slots.named else Counter()
-            tally[None] = len(waiting)
-            self._handlers[context] = tally
-            self._held.update(tally)
-        return partial(self._forget, task, context if holds else None)
+            if context not in self._handlers:
+                self._hold(context)
+            self._times[context] += 1
+        return partial(self._forget, me, full, context if holds else None)
 
-    def _forget(self, task: TaskHandle[Any] | None, context: UnitOfWork | None) -> None:
-        if task in self._tasks:  # it is not after `clear`
-            del self._tasks[task]
-            inside = self._inside[task._unit]
-            del inside[task]
-            if not inside:
-                del self._inside[task._unit]
-        if context is not None and (tally := self._handlers.pop(context, None)) is not None:
-            for name, count in tally.items():
-                left = self._held.pop(name, 0) - count
-                if left:
-                    self._held[name] = left
+    def _hold(self, context: UnitOfWork) -> None:
+        waiting = [task for task in (*(context._waiting or ()), *(context._held or ())) if task._outcome is None]
+        tally: Counter[str | None] = Counter(task.name for task in waiting) if self._slots.named else Counter()
+        tally[None] = len(waiting)
+        self._handlers[context] = tally
+        self._held += tally
+
+    def _forget(self, me: TaskHandle[Any] | None, full: UnitOfWork | None, context: UnitOfWork | None) -> None:
+        if me is not None:
+            self._tasks[me].remove(full)
+            if not self._tasks[me]:
+                del self._tasks[me]
+                inside = self._inside[me._unit]
+                del inside[me]
+                if not inside:
+                    del self._inside[me._unit]
+        if context is not None:
+            self._times[context] -= 1
+            if not self._times[context]:
+                del self._times[context]
+                self._held -= self._handlers.pop(context)
 
     def _closes_a_circle(self, me: TaskHandle[Any] | None, context: UnitOfWork, name: str, *, bounded: bool) -> bool:
         slots = self._slots
@@ -102,7 +104,7 @@ class Waits:
             return True  # all who wait to run wait for handlers that wait
         if slots.named and self._named_circle(name, running=running):
             return True
-        return bounded and not self._eases(context, set())
+        return bounded and not self._eases(context)
 
     def _named_circle(self, name: str, *, running: bool) -> bool:
         named = self._slots.of(name)
@@ -113,15 +115,33 @@ class Waits:
         alike = sum(task.name == name for task in self._tasks) if running and named.full else 0
         return 0 < named.running <= alike
 
-    def _eases(self, context: UnitOfWork, seen: set[UnitOfWork]) -> bool:
-        """Say whether a task of this context may end, unless it has room already."""
+    def _eases(self, context: UnitOfWork) -> bool:
+        """Say whether a task of this context may end, unless it has room already.
+
+        A task that waits several times, in a `gather`, waits for all of it. All contexts that are
+        waited for from here count as stuck until one has a task that may end, which frees others.
+        """
+        reach = [context]
+        stuck = {context}
+        for each in reach:  # it grows
+            for waits in self._inside.get(each, {}).values():
+                found = {other for other in waits if other is not None and other not in stuck}
+                reach += found
+                stuck |= found
+        before = None
+        while len(stuck) != before:
+            before = len(stuck)
+            for each in reversed(reach):  # who waits was found before what it waits for
+                if each in stuck and self._gives_way(each, stuck):
+                    stuck.remove(each)
+        return context not in stuck
+
+    def _gives_way(self, context: UnitOfWork, stuck: set[UnitOfWork]) -> bool:
         pending = context.pending
         if pending < self._max_per_context:
             return True
         inside = self._inside.get(context, {})
-        stuck = sum(task._tracked for task in inside)
+        waiting = sum(task._tracked for task in inside)
         if context in self._handlers:
-            stuck += self._handlers[context][None]
-        seen.add(context)
-        others = (other for other in inside.values() if other not in seen)
-        return stuck < pending or any(other is None or self._eases(other, seen) for other in others)
+            waiting += self._handlers[context][None]
+        return waiting < pending or any(stuck.isdisjoint(waits) for waits in inside.values())

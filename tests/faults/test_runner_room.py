@@ -167,6 +167,103 @@ class TestContexts:
             assert not any(map(gate.refused, "ab"))
             assert await settled(gate.answers["b"]) == [TaskState.SUCCEEDED]
 
+    async def test_a_limit_that_is_reached_later(self, gate):
+        """S10: a task that waits for another limit of a context waits for what has filled that one since as well."""
+        release = asyncio.Event()
+        async with wait(max_per_context=1, limits={"x": Limit(running=1, pending=1)}) as supervisor:
+            with contextlib.ExitStack() as units:
+                own, full, *others = (units.enter_context(supervisor.context()) for _ in range(4))
+                handles = [own.defer(gate.task, "a", full.with_options(name="x"))]
+                for ctx in (own, full, *others):
+                    if ctx in others:
+                        handles.append(ctx.with_options(name="x").defer(release.wait))
+                    ctx.close()
+                    await turns(3)
+                gate.let("a")
+                await turns(10)
+                handles.append(full.defer(gate.task, "b", own))
+                gate.let("b")
+                await turns(10)
+                assert gate.answers == {}
+                release.set()
+                await settled(*handles)
+                assert gate.refused("a")  # it would wait for "b" by now, which waits for its end
+                assert await settled(gate.answers["b"]) == [TaskState.SUCCEEDED]
+
+    async def test_twice_at_a_time(self, gate):
+        """S10: of a task that waits twice one wait may end: the other still holds up who waits for its end."""
+        release = asyncio.Event()
+        async with wait(max_per_context=1) as supervisor:
+            with supervisor.context() as own, supervisor.context() as first, supervisor.context() as second:
+
+                async def both():
+                    await asyncio.gather(gate.task("a", first), gate.task("b", second))
+
+                dressed = own.with_options(timeout=100)  # so that both know whose they are
+                handles = [dressed.defer(both), first.defer(release.wait), second.defer(gate.task, "c", own)]
+                for ctx in (own, first, second):
+                    ctx.close()
+                for name in "ab":
+                    await turns(10)
+                    gate.let(name)
+                await turns(10)
+                assert gate.answers == {}
+                release.set()
+                await turns(10)
+                assert list(gate.answers) == ["a"]
+                gate.let("c")
+                await turns(10)
+                assert gate.refused("c")
+                await settled(*handles)
+                assert await settled(*map(gate.answers.get, "ab")) == [TaskState.SUCCEEDED] * 2
+
+    async def test_a_task_waits_for_all_its_waits(self, gate):
+        """S10: one of two waits of a task will end and the other will not: whoever waits for its end is refused."""
+        release = asyncio.Event()
+        async with wait(max_per_context=1) as supervisor:
+            with contextlib.ExitStack() as units:
+                own, eased, full = (units.enter_context(supervisor.context()) for _ in range(3))
+
+                async def both():
+                    await asyncio.gather(gate.task("a", eased), gate.task("b", full))
+
+                dressed = own.with_options(timeout=100)
+                handles = [dressed.defer(both), eased.defer(release.wait), full.defer(gate.task, "c", own)]
+                for ctx in (own, eased, full):
+                    ctx.close()
+                gate.let("a", "b")
+                await turns(10)
+                gate.let("c")
+                await turns(10)
+                assert gate.refused("c")
+                release.set()
+                await settled(*handles)
+                assert await settled(*map(gate.answers.get, "ab")) == [TaskState.SUCCEEDED] * 2
+
+    async def test_in_a_long_chain(self, gate):
+        """S10: any number of tasks may wait for each other in turn, as long as the last of them can go on."""
+        release = asyncio.Event()
+        names = [str(number) for number in range(1000)]
+        async with wait(max_per_context=1, max_running=2000) as supervisor:
+            with contextlib.ExitStack() as units:
+                *contexts, last = (units.enter_context(supervisor.context()) for _ in range(len(names) + 1))
+                handles = [
+                    ctx.defer(gate.task, name, following)
+                    for name, ctx, following in zip(names, contexts, [*contexts[1:], last], strict=True)
+                ]
+                handles.append(last.defer(release.wait))
+                for ctx in (*contexts, last):
+                    ctx.close()
+                gate.let(*names[1:])
+                await until(lambda: len(supervisor._launcher._waits._tasks) == len(names) - 1)
+                gate.let(names[0])
+                await until(lambda: len(supervisor._launcher._waits._tasks) == len(names))
+                assert gate.answers == {}
+                release.set()
+                await settled(*handles)
+            assert len(gate.answers) == len(names)
+            assert not any(map(gate.refused, names))
+
     async def test_a_step_in_line(self, gate):
         """S10: a step in line that would wait in the context it has filled is refused as its handler would be."""
         async with wait(max_per_context=1) as supervisor:
@@ -285,6 +382,27 @@ class TestSupervisor:
                 await until(handler.done)
                 assert not gate.refused("b")
 
+    async def test_a_handler_that_gave_up_one_of_two(self, gate):
+        """S10: a handler that waits twice and gives one up still holds up what it has deferred."""
+        async with wait(max_pending=2) as supervisor:
+            with supervisor.context() as first, supervisor.context() as second:
+                first.defer(fine)
+                second.defer(fine)
+                gate.let("a", "b")
+                impatient = asyncio.ensure_future(first.run(fine))
+                patient = asyncio.ensure_future(gate.task("a", first))
+                await turns(3)
+                impatient.cancel()
+                await until(impatient.done)
+                assert gate.answers == {}
+                handler = asyncio.ensure_future(gate.task("b", second))
+                await turns(10)
+                assert gate.refused("b")
+                assert handler.done()
+                second.end()
+                await until(patient.done)
+                assert gate.answers["a"].state is TaskState.PENDING
+
     async def test_work_that_cannot_wait(self):
         """S10: what cannot wait is refused with the way to do so, unless that would never end."""
         async with wait(max_per_context=1) as supervisor:
@@ -328,6 +446,61 @@ class TestNames:
             assert [name for name in "abc" if gate.refused(name)] == ["b"]
             await settled(gate.answers["a"], gate.answers["c"])
             assert nothing_left(supervisor)
+
+    async def test_the_only_one_that_registers_its_own_kind(self, gate):
+        """S10: a task whose name lets one run and one wait is refused a third, with the second in line behind it."""
+        async with wait(limits={"crawl": Limit(running=1, pending=1)}) as supervisor:
+            with supervisor.context() as ctx:
+                view = ctx.with_options(name="crawl")
+                handles = [view.defer(gate.task, "a", view)]
+            await turns(3)
+            with supervisor.context() as ctx:
+                handles.append(ctx.with_options(name="crawl").defer(fine))
+            gate.let("a")
+            await turns(10)
+            assert gate.refused("a")
+            assert await settled(*handles) == [TaskState.SUCCEEDED] * 2
+
+    async def test_a_handler_beside_tasks_that_wait(self, gate):
+        """S10: a handler, which no task of the name waits for, waits beside a task of it that others will let in."""
+        release = asyncio.Event()
+        async with wait(max_per_context=1, limits={"x": Limit(running=1, pending=1)}) as supervisor:
+            with contextlib.ExitStack() as units:
+                own, full, behind = (units.enter_context(supervisor.context()) for _ in range(3))
+                handles = [own.with_options(name="x").defer(gate.task, "a", full), full.defer(release.wait)]
+                own.close()
+                await turns(3)
+                handles.append(behind.with_options(name="x").defer(fine))
+            gate.let("a")
+            await turns(10)
+            with supervisor.context() as ctx:
+                ctx.close()
+                handler = asyncio.ensure_future(ctx.with_options(name="x").run(fine))
+                await turns(10)
+                assert not handler.done()
+                release.set()
+                assert await settled(*handles, await handler) == [TaskState.SUCCEEDED] * 4
+            assert not gate.refused("a")
+
+    async def test_a_name_that_has_room_beside_a_full_context(self, gate):
+        """S10: all tasks of a name wait, and one more may: whoever waits for a context's room is not refused."""
+        release = asyncio.Event()
+        async with wait(max_per_context=1, limits={"x": Limit(running=1, pending=2)}) as supervisor:
+            with contextlib.ExitStack() as units:
+                own, full, behind = (units.enter_context(supervisor.context()) for _ in range(3))
+                view = full.with_options(name="x")
+                handles = [own.with_options(name="x").defer(gate.task, "a", view), full.defer(release.wait)]
+                own.close()
+                await turns(3)
+                handles.append(behind.with_options(name="x").defer(fine))
+                full.close()
+                behind.close()
+                gate.let("a")
+                await turns(10)
+                assert gate.answers == {}
+                release.set()
+                await settled(*handles)
+                assert await settled(gate.answers["a"]) == [TaskState.SUCCEEDED]
 
     async def test_a_handler_that_has_deferred_its_kind(self, gate):
         """S10: a handler whose own deferred work is all that waits under a name is refused another one."""
