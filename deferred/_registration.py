@@ -121,12 +121,13 @@ class Registration(UnitOfWork):
         try:
             if loop is None or loop is not host.home:
                 host.meet(loop, work)
-            if self._ended:
-                self._check_pending(work)
+            if loop is not None:
+                self._check_end(work)
             task = self._make(kind, work, args, kwargs, options, frame, execution)
             host.check_arguments(args, kwargs, task.warn)
             if loop is None:
                 with host.lock:
+                    self._check_end(work)
                     accepted = host.admit(task, self)
                     self._sent += task._tracked
                 host.confirm(task, self)
@@ -143,8 +144,10 @@ class Registration(UnitOfWork):
                 host.on_loop(self._arrive_from_thread, task)
         return task
 
-    def _check_pending(self, work: object) -> None:
+    def _check_end(self, work: object) -> None:
         """Refuse work once the unit of work has ended and nothing of it is pending."""
+        if not self._ended:
+            return
         if not self.pending:
             about = f" of {self.label}" if self.label else ""
             message = (

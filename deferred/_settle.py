@@ -17,7 +17,6 @@ from deferred._accept import Acceptance
 from deferred._call import Kind, claimed, close_refused, is_coroutine
 from deferred._drain import Drain
 from deferred._events import (
-    ContextSettled,
     Outcome,
     TaskAbandoned,
     TaskCancelled,
@@ -84,7 +83,7 @@ class Settlement(Acceptance):
         self.slots.busy -= 1
         self.tasks.discard(task)
         if hooks.settled and context._ended and not context.pending:
-            hooks.emit(ContextSettled(context, at=self.now()))
+            context.tell_settled()
 
     def settle(self, task: TaskHandle[Any], outcome: Outcome, /) -> None:
         """Bring `task` to its end: once, whoever comes first."""
@@ -113,7 +112,7 @@ class Settlement(Acceptance):
             self.tasks.discard(task)
             context._pending -= 1
             if self.hooks.settled and context._ended and not context.pending:
-                self.hooks.emit(ContextSettled(context, at=self.now()))
+                context.tell_settled()
         task._vars = task._runner = None
         if task._waiters is not None:
             _notify(task._waiters)

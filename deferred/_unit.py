@@ -8,7 +8,8 @@ Rules of this file:
   one, in registration order; everything else is launched at once.
 - It does not know the supervisor: it is given a `Host`.
 - What threads share with it is `_sent`, under the host's lock, and the host's set of tasks,
-  which only grows there. Everything else happens on the event loop.
+  which only grows there. Everything else happens on the event loop, which takes that lock only
+  to say that the unit of work has settled.
 """
 
 from __future__ import annotations
@@ -261,13 +262,20 @@ class UnitOfWork:
             self._waiting, self._held = [*self._held, *(self._waiting or ())], None
             self._host.release(self)
         if self._host.hooks.settled and not self.pending:
-            self._host.hooks.emit(ContextSettled(self, at=self._host.now()))
+            self.tell_settled()
 
     @property
     def pending(self) -> int:
         """How many of its tasks have not settled."""
         root = self._root or self
-        return root._pending + root._sent - root._arrived
+        return root._sent - root._arrived + root._pending  # in this order: a thread must not find too few
+
+    def tell_settled(self) -> None:
+        """Tell that it has ended and nothing of it is pending, unless a thread has just registered more."""
+        with self._host.lock:  # no thread has looked whether it may, and is about to
+            if self.pending:
+                return
+        self._host.hooks.emit(ContextSettled(self, at=self._host.now()))
 
     def belongs_to(self, host: object) -> bool:
         """Say whether it was opened by the supervisor behind `host`."""

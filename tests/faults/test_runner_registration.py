@@ -10,18 +10,20 @@ import pytest
 
 from deferred import (
     ContextClosedError,
+    ContextSettled,
     EventLoopError,
     NoCurrentContextError,
     Supervisor,
     SupervisorClosedError,
     TaskState,
+    TaskSucceeded,
     current_context,
     current_task,
     defer,
     execution,
     wait_until,
 )
-from tests.faults.support import fine, forever, idle, nothing_left, settled, turns, until
+from tests.faults.support import Told, fine, forever, idle, nothing_left, settled, turns, until
 
 value = contextvars.ContextVar("value", default="nothing")
 
@@ -275,6 +277,73 @@ class TestThreads:
         error = await asyncio.to_thread(_error_of, lambda: ctx.wait_until(fine()))
         assert type(error) in {SupervisorClosedError, ContextClosedError}
         assert nothing_left(supervisor)
+
+    async def test_its_context_ends_as_it_looks(self):
+        """S6, A37: a thread that finds its context open, which then ends, is refused: what has settled stays so."""
+
+        class Lock:
+            def __init__(self):
+                self.lock, self.asked, self.go = threading.Lock(), threading.Event(), threading.Event()
+
+            def __enter__(self):
+                if threading.current_thread() is not threading.main_thread():
+                    self.asked.set()
+                    self.go.wait()
+                self.lock.acquire()
+
+            def __exit__(self, *_):
+                self.lock.release()
+
+        told = Told()
+        async with Supervisor(hooks=[told]) as supervisor:
+            lock = supervisor._launcher.lock = Lock()
+            with supervisor.context() as ctx:
+                registering = asyncio.create_task(asyncio.to_thread(_error_of, lambda: ctx.defer(fine)))
+                await asyncio.to_thread(lock.asked.wait)
+            assert [event.context for event in told.of(ContextSettled)] == [ctx]
+            lock.go.set()
+            assert type(await registering) is ContextClosedError
+            await idle(supervisor)
+        assert len(told.of(ContextSettled)) == 1
+
+    async def test_its_context_ends_as_it_is_counted(self, monkeypatch):
+        """S6: a context that ends while a thread registers has settled when that work has: it is told once."""
+        met = threading.Event()
+
+        class Lock:
+            def __init__(self):
+                self.lock = threading.Lock()
+
+            def __enter__(self):
+                if threading.current_thread() is threading.main_thread():
+                    met.set()
+                self.lock.__enter__()  # it is not held for long
+
+            def __exit__(self, *_):
+                self.lock.release()
+
+        def end():
+            ctx.end()
+            met.set()
+
+        def admit(self, task, context):
+            loop.call_soon_threadsafe(end)
+            met.wait()
+            return admitted(self, task, context)
+
+        told = Told()
+        loop = asyncio.get_running_loop()
+        async with Supervisor(hooks=[told]) as supervisor:
+            supervisor._launcher.lock = Lock()
+            with supervisor.context() as ctx:
+                admitted = type(supervisor._launcher).admit
+                with monkeypatch.context() as patch:
+                    patch.setattr(type(supervisor._launcher), "admit", admit)
+                    handle = await asyncio.to_thread(ctx.defer, fine)
+                await settled(handle)
+            await idle(supervisor)
+        kinds = [type(event) for event in told.seen if isinstance(event, TaskSucceeded | ContextSettled)]
+        assert kinds == [TaskSucceeded, ContextSettled]
 
     def test_no_loop_at_all(self):
         """A41: without any loop registering says so, and the coroutine is closed."""
