@@ -361,6 +361,15 @@ def test_a_way_through():
         alone = machine.another_context()  # while nobody has the one slot
         machine.register(alone, "function", None, count=1, early=True, name="free", **rest | {"error": BoomError})
         machine.close_context(alone, None, decided=True, turns=5)
+        busy = machine.another_context()
+        parent = rest | {"children": 1, "steps": 1, "layers": 1}
+        held = machine.register(busy, "defer", None, count=1, early=False, name="free", **parent)
+        machine.close_context(busy, None, decided=True, turns=5)
+        machine.crowd(busy, 3, "free")  # its own work and that one's child fill it
+        machine.give_up_waiting([0, 1, 2], 1)
+        machine.cancel(held.values[0], 1)
+        machine.let_time_pass(1)
+        machine.register(busy, "run", Execution.SEQUENTIAL, count=1, early=True, name="free", **rest | {"layers": 1})
         for way in ("defer", "wait_until", "thread", "function"):
             machine.register(ctx, way, None, count=1, early=True, name="free", **rest)
             machine.register(other, way, Execution.SEQUENTIAL, count=2, early=False, name="free", **rest)
