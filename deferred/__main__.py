@@ -193,14 +193,18 @@ def _takes_nothing(func: Callable[..., Any]) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _engine(target: str) -> AsyncGenerator[Engine]:
-    """Find the engine that `target` names, connected."""
+async def _engine(target: str, *, filled: bool = False) -> AsyncGenerator[Engine]:
+    """Find the engine that `target` names, connected; one that is to be `filled` makes no file of a mistyped path."""
     async with contextlib.AsyncExitStack() as stack:
         if "://" in target:
             try:
                 engine = find_engine(target)
             except (ValueError, ImportError) as error:
                 raise TargetError(str(error)) from error
+            path = getattr(engine, "path", None)
+            if filled and isinstance(path, str) and not await asyncio.to_thread(os.path.exists, path):
+                message = f"there is no file {path}, so no dead letters are in it"
+                raise TargetError(message)
         else:
             supervisor = await stack.enter_async_context(_supervisor(target))
             if supervisor.engine is None:
@@ -262,7 +266,7 @@ async def _worker(options: argparse.Namespace) -> int:
 
 
 async def _dead_list(options: argparse.Namespace) -> int:
-    async with _engine(options.target) as engine:
+    async with _engine(options.target, filled=True) as engine:
         letters = await engine.dead(limit=options.limit)
         total = (await engine.depth()).dead
     if options.json:
@@ -277,7 +281,7 @@ async def _dead_list(options: argparse.Namespace) -> int:
 
 
 async def _dead_show(options: argparse.Namespace) -> int:
-    async with _engine(options.target) as engine:
+    async with _engine(options.target, filled=True) as engine:
         letters = await engine.dead(ids=[options.id])
     if not letters:
         print(f"deferred: no dead letter has the id {_one_line(options.id)}", file=sys.stderr)
@@ -294,7 +298,7 @@ async def _dead_change(options: argparse.Namespace) -> int:
     if bool(options.ids) == options.all:
         message = f"dead {options.action} takes either ids or --all"
         raise TargetError(message)
-    async with _engine(options.target) as engine:
+    async with _engine(options.target, filled=True) as engine:
         ids = options.ids or [letter.id for letter in await engine.dead(limit=EVERYTHING)]
         found = await (engine.requeue(ids) if options.action == "retry" else engine.delete(ids))
     missing = sorted(set(ids) - set(found))

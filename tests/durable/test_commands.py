@@ -134,6 +134,17 @@ def test_the_doctor_says_what_is_not(tmp_path, capsys):
     assert "fail  the engine's store: UnreachableError" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "action", [["list"], ["show", "id0"], ["retry", "--all"], ["delete", "id0"]], ids=lambda a: a[0]
+)
+def test_a_file_that_is_not_there_is_not_made(action, tmp_path, capsys):
+    """A mistyped path is no store without dead letters: it is said, and no file is left behind. G16."""
+    path = tmp_path / "jbos.db"
+    assert main(["dead", action[0], f"sqlite:///{path}", *action[1:]]) == 2
+    assert capsys.readouterr().err == f"deferred: there is no file {path}, so no dead letters are in it\n"
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("name", ["tasked", "factory", "later", "opened", "app.supervisor"])
 def test_a_target_may_be_made(name, capsys):
     """A target is a supervisor, a function that returns one, async or not, or a context manager that gives one."""
@@ -180,9 +191,10 @@ def test_other_words_are_not_understood(words, capsys):
 
 def test_a_store_that_fails_is_said(tmp_path, capsys):
     """An error of the store is a line, not a traceback, with exit code 1."""
-    (tmp_path / "file").touch()
-    assert main(["dead", "list", f"sqlite:///{tmp_path / 'file' / 'jobs.db'}"]) == 1
-    assert "deferred: " in capsys.readouterr().err
+    path = tmp_path / "notes.txt"
+    path.write_text("no database at all, but long enough to be taken for something else" * 20)
+    assert main(["dead", "list", f"sqlite:///{path}"]) == 1
+    assert f"{path} cannot be used: file is not a database" in capsys.readouterr().err
 
 
 def test_what_the_driver_says_is_a_line(store, capsys):
