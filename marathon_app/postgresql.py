@@ -13,6 +13,7 @@
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Iterable
@@ -69,6 +70,16 @@ _AWAY: Final = (
 )
 
 
+class _Pooled(untyped.Connection):  # type: ignore[misc]
+    """A connection of the pool: one that was cut is closed, and no error of that is left to nobody."""
+
+    __slots__ = ()
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            await super().close(timeout=timeout)  # what raises has aborted it
+
+
 class _UnknownOutcomeError(Exception):
     """The connection was lost while COMMIT was under way."""
 
@@ -114,6 +125,7 @@ class PostgresDatabase:
             max_size=WRITERS + READERS,
             timeout=CONNECT_TIMEOUT,
             command_timeout=command_timeout,
+            connection_class=_Pooled,
             server_settings={"application_name": "marathon"},
         )
 

@@ -9,6 +9,7 @@ delivered again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeAlias
@@ -32,6 +33,7 @@ __all__ = [
     "Driver",
     "Envelope",
     "Pool",
+    "Pooled",
     "Statements",
     "Store",
     "arguments",
@@ -51,6 +53,22 @@ LOST: tuple[type[Exception], ...] = (
     asyncpg.InternalClientError,
 )
 """What asyncpg raises when the database is away, or refuses; the last where it is cut off at the wrong moment."""
+
+
+class Pooled(untyped.Connection):  # type: ignore[misc]
+    """A connection of a pool, whose closing does not fail. Lives until the pool or the server ends it.
+
+    A pool closes those that `expire_connections` was meant for in tasks that nobody waits for: of
+    one that was cut, an error would come out of nowhere. It is closed then: asyncpg has aborted it.
+    """
+
+    __slots__ = ()
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Close it, gracefully where it is still there."""
+        with contextlib.suppress(*LOST):
+            await super().close(timeout=timeout)
+
 
 CLAIMED = "SELECT * FROM claimed"
 """How PgQueuer's statement that claims ends, but for the order."""

@@ -17,7 +17,7 @@ import msgspec
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
 from pgqueuer.adapters.persistence.queries import Queries
 
-from deferred.engines._pgqueuer import LOST, Connection, Envelope, Pool, Statements, arguments, asyncpg, columns
+from deferred.engines._pgqueuer import LOST, Connection, Envelope, Pool, Pooled, Statements, arguments, asyncpg, columns
 from deferred.engines._pgservice import Service
 from deferred.engines._protocol import Capabilities, DeadJob, Depth, Handle, Job
 from deferred.engines._support import Home, Trouble, Turns, positive, printable, raw_connection, stopped_within
@@ -134,6 +134,7 @@ class PostgresEngine:
                     max_size=self._connections,
                     timeout=self._connect_timeout,
                     command_timeout=COMMAND_TIMEOUT,
+                    connection_class=Pooled,
                 )
             if not self._checked:
                 pool: Pool = self._pool

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import uuid
 
@@ -223,6 +224,27 @@ async def test_work_goes_on_when_connections_are_cut(engine, postgres_url, whose
                     await engine.enqueue([job("after")])
                     break
             assert (await worker.next()).name == "after"
+
+
+async def test_a_connection_that_was_cut_is_closed_without_a_word(engine, monkeypatch):
+    """One that a pool has given up, and that is closed in a task of the pool's own, fails for nobody. D18."""
+    closed = asyncio.Event()
+
+    async def close(connection, *, timeout=None):
+        connection.terminate()
+        closed.set()
+        raise BrokenPipeError
+
+    await engine.enqueue([job()])
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "close", close)
+        await engine._pool.expire_connections()
+        await engine.enqueue([job()])
+        async with asyncio.timeout(30):
+            await closed.wait()
+        await asyncio.sleep(0)  # its task ends; an error of it would be told of now
+    gc.collect()
+    assert (await engine.depth()).waiting == 2
 
 
 async def test_an_echo_is_asked_for_once_somebody_listens(engine, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import time
 
 import asyncpg
@@ -42,6 +43,28 @@ async def test_a_commit_whose_answer_is_lost_is_looked_up(postgresql, done):
         assert (row["name"], proxy.cuts, len(runs)) == ("once", 1, 1 if done else 2)
         assert held(database) == 0
     assert names(postgresql) == {"once"}
+
+
+async def test_a_connection_that_was_cut_is_closed_without_a_word(postgresql, monkeypatch):
+    """D18: What the pool has given up, and closes in a task of its own, fails for nobody where it was cut."""
+    closed = asyncio.Event()
+
+    async def close(connection, *, timeout=None):
+        connection.terminate()
+        closed.set()
+        raise BrokenPipeError
+
+    async with opened(postgresql.url) as database:
+        await database.write(adding("before"))
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg.Connection, "close", close)
+            await database._renew()
+            await database.write(adding("after"))
+            async with asyncio.timeout(30):
+                await closed.wait()
+            await asyncio.sleep(0)  # its task ends; an error of it would be told of now
+        gc.collect()
+    assert names(postgresql) == {"before", "after"}
 
 
 async def test_an_outcome_that_nobody_can_tell_is_said_to_be_unknown(postgresql, monkeypatch):
