@@ -30,7 +30,7 @@ from deferred._offload import DaemonThreads
 from deferred._options import ErrorHook, TaskOptions
 from deferred._rooms import Line, Rooms
 from deferred._run import enclosing_task
-from deferred._task import Clock, TaskHandle
+from deferred._task import Clock, TaskHandle, by_age
 from deferred._unit import Durable, UnitOfWork
 from deferred._waits import Waits
 from deferred.exceptions import EventLoopError, SupervisorClosedError, TaskRejectedError
@@ -222,7 +222,7 @@ class Acceptance(abc.ABC):
 
     def bind(self, loop: AbstractEventLoop) -> None:
         """Work on `loop` from now on; what a closed loop left behind is abandoned."""
-        left = (*self.tasks, *self.detached)
+        left = by_age((*self.tasks, *self.detached))
         self.forget()
         self.loop = self.home = loop
         # The method itself is a Python function around this one; loops with a clock of their own keep it.

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from deferred._events import DrainReport, Execution, Outcome, TaskState, UnfinishedTask
-from deferred._task import Clock, TaskHandle, Unit
+from deferred._task import Clock, TaskHandle, Unit, by_age
 
 __all__ = ["Drain"]
 
@@ -74,7 +74,7 @@ class Drain:
         tasks = (task for task in tuple(self._live) if task not in self._skipped)
         if self._unit is not None:
             tasks = (task for task in tasks if task._unit is self._unit)
-        return sorted(tasks, key=lambda task: task._created)
+        return by_age(tasks)
 
     def note(self, task: TaskHandle[Any]) -> None:
         """Count a task that has just reached its terminal state."""
@@ -178,7 +178,7 @@ class Drain:
 
     def skip_waits(self) -> None:
         """Cut every wait between attempts that cannot end before the deadline."""
-        for task in tuple(self._between):  # not all that it waits for: each request may have a drain of its own
+        for task in by_age(self._between):  # not all that it waits for: each request may have a drain of its own
             detached = not task._tracked and task._execution is not Execution.SEQUENTIAL
             if detached or (self._unit is not None and task._unit is not self._unit):
                 continue

@@ -22,7 +22,7 @@ from deferred._launch import Launcher
 from deferred._process import alive
 from deferred._retry import seconds
 from deferred._run import enclosing_task
-from deferred._task import TaskHandle
+from deferred._task import TaskHandle, by_age
 from deferred.exceptions import EventLoopError
 
 __all__ = ["Lifecycle"]
@@ -139,7 +139,7 @@ class Lifecycle:
         if launcher.out_of_scope == "raise":
             launcher.withdraw()  # the other policies hold as long as the supervisor exists
         launcher.unwatch()
-        for task in tuple(launcher.detached):
+        for task in by_age(launcher.detached):
             launcher.settle(task, Outcome.ABANDONED)
 
     async def drain(self, timeout: float | None = None) -> DrainReport:
@@ -189,7 +189,7 @@ class Lifecycle:
                 report = await asyncio.shield(drain.reported)
             except asyncio.CancelledError:
                 if drain.left and drain.joined == 1 and not launcher.drains:  # to this one alone
-                    for task in tuple(launcher.tasks):
+                    for task in by_age(launcher.tasks):
                         launcher.settle(task, Outcome.ABANDONED)
                 raise
             finally:

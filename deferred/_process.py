@@ -9,6 +9,7 @@ import weakref
 from typing import Any
 
 from deferred._events import Outcome
+from deferred._task import by_age
 from deferred.instrumentation.logging import SHOWN, log_event, logger
 
 __all__ = ["alive"]
@@ -22,7 +23,7 @@ def _report_leftovers() -> None:
     """Record, at the exit of the process, what no drain has waited for."""
     for supervisor in tuple(alive):
         launcher = supervisor._launcher
-        left = sorted((*launcher.tasks, *launcher.detached), key=lambda task: task._created)
+        left = by_age((*launcher.tasks, *launcher.detached))
         if left:
             # One line for all: an event for each would drown the last words of a process.
             names = ", ".join(f"{task.name!r} (deferred at {task.site})" for task in left[:SHOWN])

@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextvars import Context, ContextVar
 from types import CodeType, TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -34,6 +34,7 @@ __all__ = [
     "Middleware",
     "TaskHandle",
     "Unit",
+    "by_age",
     "current_mark",
     "current_unit",
     "new_id",
@@ -373,3 +374,8 @@ def task_here() -> TaskHandle[Any] | None:
         return found
     task = running_task.get(None)  # a task factory may have put the coroutine inside of another
     return task if task is not None and runner is not None and task._runner is runner else None
+
+
+def by_age(tasks: Iterable[TaskHandle[Any]], /) -> list[TaskHandle[Any]]:
+    """Return these tasks, the oldest first: what is done to all of them is done in the order in which they came."""
+    return sorted(tasks, key=lambda task: task._created)

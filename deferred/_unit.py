@@ -26,7 +26,7 @@ from deferred._events import ContextClosed, ContextSettled, DrainReport, Executi
 from deferred._hooks import Hooks
 from deferred._options import ErrorHook, TaskOptions
 from deferred._stores import STORED
-from deferred._task import Clock, TaskHandle, current_mark, new_id
+from deferred._task import Clock, TaskHandle, by_age, current_mark, new_id
 
 __all__ = ["Durable", "Host", "UnitOfWork", "hosts"]
 
@@ -200,9 +200,9 @@ class UnitOfWork:
 
     @property
     def tasks(self) -> tuple[TaskHandle[Any], ...]:
-        """Its tasks that have not settled yet."""
+        """Its tasks that have not settled yet, the oldest first."""
         root = self._root or self
-        return tuple(task for task in tuple(root._host.tasks) if task._unit is root)
+        return tuple(by_age(task for task in tuple(root._host.tasks) if task._unit is root))
 
     @property
     def status(self) -> int | None:

@@ -37,6 +37,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds."""
         return self._virtual.now
 
+    def pass_by(self, seconds: float) -> None:
+        """Move the clock."""
+        self._virtual.now += seconds
+
     def _run_once(self) -> None:
         self.turns += 1
         if self.turns > MOST_TURNS:

@@ -7,6 +7,23 @@ from contextlib import asynccontextmanager
 
 from deferred import ContextClosedError, TaskRejectedError
 from tests.faults.support import BareError
+from tests.proof.clock import VirtualLoop
+
+TICK = 1e-12
+"""Seconds: far less than what asyncio takes for the same time."""
+
+
+class TickingLoop(VirtualLoop):
+    """A loop on which something passes between two looks at the clock, so that each task is older than the next.
+
+    What is done to all of them is done by age: on a clock that stood still hypothesis would see
+    it done in another order the next time.
+    """
+
+    def time(self):
+        """Return the virtual time in seconds."""
+        self.pass_by(TICK)
+        return super().time()
 
 
 class Work:

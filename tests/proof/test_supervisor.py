@@ -31,9 +31,8 @@ from deferred import (
     TaskSucceeded,
 )
 from tests.faults.support import BareError, BoomError, Told, ended, nothing_left
-from tests.proof.clock import VirtualLoop
 from tests.proof.conftest import LONG
-from tests.proof.pieces import AtOnce, Work, broken, layer, plain_function, scope
+from tests.proof.pieces import AtOnce, TickingLoop, Work, broken, layer, plain_function, scope
 
 ERRORS = [BoomError, ConnectionError, SystemExit, BareError, asyncio.CancelledError, GeneratorExit]
 ENDS = st.sampled_from([None, *ERRORS])
@@ -65,7 +64,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, overflow, limited, retry, scoped, noisy, **limits):
         """Open a supervisor."""
         logging.getLogger("deferred").disabled = True
-        self.loop = VirtualLoop()
+        self.loop = TickingLoop()
         self.loose = []
         self.loop.set_exception_handler(lambda loop, context: self.loose.append(context))
         self.told, self.errors = Told(), Told()
