@@ -17,10 +17,13 @@ import msgspec
 
 from deferred.engines._protocol import Delivery, Done, Engine, Job, Verdict
 
-__all__ = ["PATIENCE", "Bench", "Check", "Server", "crash", "expect", "job", "until_settled"]
+__all__ = ["PATIENCE", "TRIES", "Bench", "Check", "Server", "crash", "expect", "job", "until_settled"]
 
 PATIENCE = 30.0
 """Seconds after which something that has not happened is taken not to happen."""
+
+TRIES = 3
+"""How often what a busy machine may keep from happening is tried."""
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +106,7 @@ class Server:
         self.hold.set()
         self.running = 0
         self.most = 0
+        self.lost = 0  # deliveries that the engine has cancelled
 
     async def _handle(self, delivery: Delivery) -> Verdict:
         self.running += 1
@@ -111,6 +115,9 @@ class Server:
             self.delivered.put_nowait(delivery)
             await self.hold.wait()
             return self._answer(delivery)
+        except asyncio.CancelledError:
+            self.lost += 1
+            raise
         finally:
             self.running -= 1
 

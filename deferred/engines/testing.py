@@ -18,7 +18,7 @@ import itertools
 import time
 from collections.abc import Sequence
 
-from deferred.engines._bench import PATIENCE, Bench, Check, Server, crash, expect, job, until_settled
+from deferred.engines._bench import PATIENCE, TRIES, Bench, Check, Server, crash, expect, job, until_settled
 from deferred.engines._protocol import Dead, Delivery, Depth, Done, RetryIn, Verdict
 from deferred.exceptions import EngineError
 
@@ -302,19 +302,30 @@ async def outlives_a_cancelled_handle(bench: Bench) -> None:
 
 
 async def keeps_a_lease(bench: Bench) -> None:
-    """A delivery that takes longer than the lease is not delivered to another."""
-    async with bench.engine() as engine, bench.engine() as other:
-        await engine.enqueue([job()])
-        server = Server(engine)
-        server.hold.clear()
-        async with server:
-            await server.next()
-            async with Server(other) as rival:
-                await asyncio.sleep(2.5 * bench.lease)
-                expect(rival.delivered.qsize(), 0, "deliveries to another worker")
-                server.hold.set()
-                await until_settled(engine)
-            expect((server.delivered.qsize(), rival.delivered.qsize()), (0, 0), "further deliveries")
+    """A delivery that takes longer than the lease is not delivered to another.
+
+    On a machine that is too busy to renew a lease in time the engine cancels what it holds, which
+    is delivered again: then it is tried anew.
+    """
+    for _ in range(TRIES):
+        async with bench.engine() as engine, bench.engine() as other:
+            await engine.enqueue([job()])
+            server = Server(engine)
+            server.hold.clear()
+            async with server:
+                await server.next()
+                async with Server(other) as rival:
+                    await asyncio.sleep(2.5 * bench.lease)
+                    if not server.lost:
+                        expect(rival.delivered.qsize(), 0, "deliveries to another worker")
+                    server.hold.set()
+                    await until_settled(engine)
+            lost = server.lost + rival.lost
+            expect(server.delivered.qsize() + rival.delivered.qsize(), lost, "deliveries of what was not lost")
+        if not lost:
+            return
+    message = f"a delivery that takes longer than the lease was cancelled {TRIES} times in a row"
+    raise AssertionError(message)
 
 
 async def survives_a_crash(bench: Bench) -> None:

@@ -89,6 +89,29 @@ class _Renewing(_Handling):
         return RetryIn(0.0) if isinstance(verdict, RuntimeError) else verdict
 
 
+class _Twofold(MemoryEngine):
+    """Delivers what is still being worked on."""
+
+    async def serve(self, handle, *, queues, concurrency, stop):
+        async def twice(delivery):
+            return (await asyncio.gather(handle(delivery), handle(delivery)))[0]
+
+        await super().serve(twice, queues=queues, concurrency=concurrency, stop=stop)
+
+
+class _Lax(MemoryEngine):
+    """Never renews a lease."""
+
+    async def serve(self, handle, *, queues, concurrency, stop):
+        async def cut(delivery):
+            working = asyncio.ensure_future(handle(delivery))
+            await asyncio.wait([working], timeout=0.1 if delivery.number == 1 else None)
+            working.cancel()
+            return await working
+
+        await super().serve(cut, queues=queues, concurrency=concurrency, stop=stop)
+
+
 BROKEN = {
     _Deaf: ("parks_the_dead", "what is left once the letter is deleted"),
     _Forgetful: ("parks_the_dead", "how many dead letters there are"),
@@ -98,6 +121,8 @@ BROKEN = {
     _Lonely: ("bounds_concurrency", "delivery 2 of 3"),
     _Idle: ("stops", "the depth while a job runs"),
     _Renewing: ("outlives_a_raising_handle", "the notes"),
+    _Twofold: ("keeps_a_lease", "deliveries of what was not lost"),
+    _Lax: ("keeps_a_lease", "cancelled 3 times in a row"),
     _Losing: ("outlives_a_cancelled_handle", "delivery 2 of 2"),
 }
 
