@@ -178,8 +178,8 @@ async def test_a_lock_that_is_not_free_makes_it_busy(postgresql, how):
     async with connected(postgresql.url) as admin:
         name = await admin.fetchval("select current_database()")
         if how != "ours":
-            await admin.execute(f"alter database {name} set statement_timeout = '200ms'")
-        async with opened(postgresql.url, command_timeout=0.3 if how == "ours" else 10) as database:
+            await admin.execute(f"alter database {name} set statement_timeout = '1s'")
+        async with opened(postgresql.url, command_timeout=1.0 if how == "ours" else 10) as database:
             await database.write(adding("before"))
             async with admin.transaction():
                 await admin.execute("lock table items in access exclusive mode")
