@@ -67,7 +67,7 @@ class Pooled(untyped.Connection):  # type: ignore[misc]
     async def close(self, *, timeout: float | None = None) -> None:
         """Close it, gracefully where it is still there."""
         with contextlib.suppress(*LOST):
-            await super().close(timeout=timeout)
+            await super().close(timeout=timeout)  # pyright: ignore[reportUnknownMemberType]  # it has no types
 
 
 CLAIMED = "SELECT * FROM claimed"
