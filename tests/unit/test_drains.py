@@ -67,6 +67,31 @@ def test_what_is_told_of_a_drain():
     run(main())
 
 
+@pytest.mark.parametrize(("how", "cancelled"), [("cancel", 0), ("cut", 1)])
+def test_a_hook_that_is_told_of_its_beginning_may_end_it(how, cancelled, caplog):
+    """S11, S12: a hook that cancels the last task as a drain begins, or cuts the drain, has it end at once."""
+
+    def hook(event):
+        if isinstance(event, DrainStarted):
+            handle.cancel() if how == "cancel" else supervisor._cut()
+
+    async def main():
+        nonlocal supervisor, handle
+        async with Supervisor(hooks=[hook]) as supervisor:
+            with supervisor.context() as ctx:
+                handle = ctx.defer(forever)
+                ctx.close()
+                if how == "cut":
+                    await asyncio.sleep(1)
+                began = now()
+                report = await supervisor.drain()
+            assert (now(), len(report.cancelled)) == (began, cancelled)
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+    supervisor = handle = None
+    run(main())
+
+
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_mounted_app_is_drained_in_the_same_time(opened, caplog):
     """S11: a supervisor that another has adopted is drained with it, by its time, and needs no opening of its own."""
