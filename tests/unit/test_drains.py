@@ -67,6 +67,27 @@ def test_what_is_told_of_a_drain():
     run(main())
 
 
+def test_what_ends_beside_it_is_not_left_behind():
+    """S11: a step in line that ends during a drain is its handler's, fire-and-forget work nobody's: neither is told."""
+
+    async def main():
+        async with Supervisor(drain_timeout=3, cancel_grace=0) as supervisor:
+            with supervisor.context() as ctx:
+                ctx.route = Execution.FIRE_AND_FORGET
+                handles = [await ctx.run(asyncio.sleep, 1), await ctx.run(forever)]
+                ctx.defer(asyncio.sleep, 2)
+                ctx.close()
+                ctx.route = Execution.SEQUENTIAL
+                step = asyncio.ensure_future(ctx.run(asyncio.sleep, 1))
+                await asyncio.sleep(0)
+                report = await supervisor.drain()
+                await step
+            assert (report.finished, report.cancelled, report.abandoned) == (1, (), ())
+            assert [handle.done() for handle in handles] == [True, False]
+
+    run(main())
+
+
 @pytest.mark.parametrize(("how", "cancelled"), [("cancel", 0), ("cut", 1)])
 def test_a_hook_that_is_told_of_its_beginning_may_end_it(how, cancelled, caplog):
     """S11, S12: a hook that cancels the last task as a drain begins, or cuts the drain, has it end at once."""
