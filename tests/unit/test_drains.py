@@ -88,6 +88,56 @@ def test_what_ends_beside_it_is_not_left_behind():
     run(main())
 
 
+def test_what_comes_in_during_the_grace_and_never_starts_is_cancelled():
+    """S11: work that a stubborn task registers once it is cancelled, for a response to come, is not abandoned."""
+
+    async def main():
+        async def registers(ctx):
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                ctx.with_options(name="late").defer(fine)
+                await forever()
+
+        async with Supervisor(drain_timeout=3, cancel_grace=2) as supervisor:
+            with supervisor.context() as still_open:
+                with supervisor.context() as ctx:
+                    ctx.with_options(name="stubborn").defer(registers, still_open)
+                report = await supervisor.drain()
+        assert [task.name for task in report.cancelled] == ["late"]
+        assert [task.name for task in report.abandoned] == ["stubborn"]
+
+    run(main())
+
+
+def test_a_task_that_has_drained_is_waited_for_again():
+    """S11: a task that drains is not waited for by other tasks that do, but is once its own drain is over."""
+
+    async def main():
+        async def first():
+            await supervisor.drain()
+            order.append("drained")
+            await asyncio.sleep(2)
+            order.append("first")
+
+        async def second():
+            await asyncio.sleep(1)
+            report = await supervisor.drain()
+            order.append(report.finished)
+
+        order = []
+        async with Supervisor() as supervisor:
+            with supervisor.context() as ctx:
+                ctx.defer(first)
+            await asyncio.sleep(0.5)
+            with supervisor.context() as ctx:
+                ctx.defer(second)
+            await ctx.drained()
+        assert order == ["drained", "first", 1]
+
+    run(main())
+
+
 @pytest.mark.parametrize(("how", "cancelled"), [("cancel", 0), ("cut", 1)])
 def test_a_hook_that_is_told_of_its_beginning_may_end_it(how, cancelled, caplog):
     """S11, S12: a hook that cancels the last task as a drain begins, or cuts the drain, has it end at once."""
