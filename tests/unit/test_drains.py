@@ -11,6 +11,7 @@ from deferred import (
     EventLoopError,
     Execution,
     Outcome,
+    Retry,
     Supervisor,
     SupervisorClosedError,
     TaskRejectedError,
@@ -134,6 +135,50 @@ def test_a_task_that_has_drained_is_waited_for_again():
                 ctx.defer(second)
             await ctx.drained()
         assert order == ["drained", "first", 1]
+
+    run(main())
+
+
+def test_a_closing_hastens_the_drain_under_way():
+    """S11: a drain that has a hundred seconds has half of one once its supervisor closes; ages are told to the half."""
+
+    async def main():
+        async with Supervisor(drain_timeout=0.5, cancel_grace=0) as supervisor:
+            await asyncio.sleep(3)
+            with supervisor.context() as ctx:
+                ctx.defer(forever)
+            draining = asyncio.ensure_future(supervisor.drain(100))
+            await asyncio.sleep(0)
+        report = await draining
+        assert now() == 3.5
+        assert [task.age for task in report.cancelled] == [0.5]
+
+    run(main())
+
+
+def test_the_waits_of_others_go_on():
+    """S5, S11: a drain cuts the waits between attempts of its own unit of work, whichever others there are."""
+
+    async def main():
+        async def fails():
+            raise LookupError
+
+        retry = Retry(on=LookupError, wait_initial=9, wait_max=9, wait_jitter=0, attempts=2)
+        async with Supervisor(retry=retry, drain_timeout=0, cancel_grace=0) as supervisor:
+            with supervisor.context() as others:
+                others.route = Execution.FIRE_AND_FORGET
+                handles = [await others.run(fails), others.defer(fails)]
+                others.close()
+                await asyncio.sleep(1)
+                with supervisor.context() as ctx:
+                    handles.append(ctx.defer(fails))
+                await asyncio.sleep(1)
+                await ctx.drained(5)
+                assert now() == 2
+                assert [handle.done() for handle in handles] == [False, False, True]
+                await supervisor.drain(5)
+                assert now() == 2
+                assert [handle.done() for handle in handles] == [False, True, True]
 
     run(main())
 
