@@ -48,6 +48,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(self._threshold / 2):
             self._alive.clear()
+            if self._stop.is_set():  # in between: that sign of life was the last one
+                return
             try:
                 self._loop.call_soon_threadsafe(self._alive.set)
             except RuntimeError:  # the loop is closed
@@ -71,7 +73,9 @@ class Watchdog:
                 task.site,
                 where,
             )
-        self._alive.wait()
+        while not self._alive.wait(self._threshold):
+            if self._loop.is_closed():
+                return
         logger.warning("the event loop turns again, after %.3f s", time.monotonic() - asked)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from unittest import mock
 
 import pytest
@@ -39,12 +40,12 @@ class Heard(logging.Handler):
 
 @pytest.fixture
 def heard():
-    """Give what the watchdog logs; no thread of an earlier test is left."""
-    list(map(threading.Thread.join, watching()))
+    """Give what the watchdog logs; none that the test has begun is left after it."""
     handler, logger = Heard(), logging.getLogger("deferred")
     handler.setLevel(logging.WARNING)
     logger.addHandler(handler)
     yield handler
+    list(map(threading.Thread.join, watching()))
     logger.removeHandler(handler)
 
 
@@ -60,7 +61,10 @@ async def test_a_task_that_blocks_is_named(heard):
 
             async def greedy():
                 while not heard.about("blocked by task"):
-                    pass
+                    until = time.monotonic() + 1
+                    while time.monotonic() < until and not heard.about("blocked by task"):
+                        pass
+                    await asyncio.sleep(0)  # the machine has blocked the loop before: this is the next time
 
             handle = ctx.defer(greedy)
         await handle
@@ -83,7 +87,27 @@ async def test_a_loop_that_turns(heard):
     watchdog._loop, watchdog._threshold, watchdog._alive = asyncio.get_running_loop(), 30, threading.Event()
     watchdog._stop = mock.Mock()
     watchdog._stop.wait.side_effect = [False, False, True]
+    watchdog._stop.is_set.return_value = False
     await asyncio.to_thread(watchdog._watch)
+    assert heard.messages == []
+
+
+def test_it_is_stopped_as_it_asks(heard):
+    """A stop between two looks is not wiped out with the sign of life before it: nothing is blocked then."""
+
+    class Alive(threading.Event):
+        def clear(self):
+            watchdog.stop()
+            super().clear()
+
+    watchdog = Watchdog.__new__(Watchdog)
+    watchdog._loop, watchdog._threshold = mock.Mock(), THRESHOLD
+    watchdog._loop_thread = threading.get_ident()
+    watchdog._alive, watchdog._stop = Alive(), threading.Event()
+    thread = threading.Thread(target=watchdog._watch, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
     assert heard.messages == []
 
 
@@ -118,3 +142,13 @@ def test_a_thread_that_is_gone(heard):
     heard.wait_for("at an unknown place")
     made[0].stop()
     loop.close()
+
+
+def test_a_loop_that_is_closed_while_it_is_blocked(heard):
+    """The watchdog of a loop that never turns again waits for it no longer than it is open."""
+    loop = asyncio.new_event_loop()
+    Watchdog(loop, THRESHOLD)
+    heard.wait_for("the event loop is blocked")
+    loop.close()
+    list(map(threading.Thread.join, watching()))
+    assert heard.about("turns again") is None
