@@ -22,8 +22,8 @@ class BusyError(Exception):
 def make_engine(url: str) -> Engine:
     """Return an engine that looks often."""
     if url.startswith("sqlite"):
-        return SQLiteEngine(url.removeprefix("sqlite:///"), lease=2.0, poll=0.02)
-    return PostgresEngine(url, lease=2.0, poll=0.2)
+        return SQLiteEngine(url.removeprefix("sqlite:///"), lease=60.0, poll=0.02)
+    return PostgresEngine(url, lease=60.0, poll=0.2)
 
 
 def make_provider(collector: str, service: str) -> TracerProvider:

@@ -143,7 +143,8 @@ def studio():
 def provider_for(endpoint, **resource):
     """Return a provider that exports to a Studio."""
     provider = TracerProvider(resource=Resource(resource) if resource else Resource({}))
-    provider.add_span_processor(BatchSpanProcessor(StudioExporter(endpoint)))
+    exporter = StudioExporter(endpoint, timeout=60)
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=600_000))  # all of it at the end
     return provider
 
 
@@ -322,10 +323,10 @@ def test_one_bad_span_takes_no_neighbour_along(studio, caplog):
     good = tracer.start_span("good")
     good.end()
     bad = ReadableSpan("bad", context=good.get_span_context())  # never started, never ended
-    assert StudioExporter(endpoint).export([bad, good]) is SpanExportResult.SUCCESS
+    assert StudioExporter(endpoint, timeout=60).export([bad, good]) is SpanExportResult.SUCCESS
     assert list(spans_of(told[0].body)) == ["good"]
     assert "the span 'bad' cannot be shown" in caplog.text
-    assert StudioExporter(endpoint).export([bad]) is SpanExportResult.SUCCESS
+    assert StudioExporter(endpoint, timeout=60).export([bad]) is SpanExportResult.SUCCESS
     assert len(told) == 1
 
 
@@ -335,7 +336,7 @@ def test_without_a_studio_there_is_one_warning(caplog):
     span = TracerProvider().get_tracer("app").start_span("one")
     span.end()
     with collecting(status=500) as (url, _):
-        exporter = StudioExporter(f"{url}/v1/traces")
+        exporter = StudioExporter(f"{url}/v1/traces", timeout=60)
         assert exporter.export([span]) is SpanExportResult.FAILURE
     assert exporter.export([span]) is SpanExportResult.FAILURE  # nobody listens there any more
     assert len(caplog.records) == 1

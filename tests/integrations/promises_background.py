@@ -161,6 +161,7 @@ class BackgroundPromises:
     async def test_without_the_middleware_they_run_as_the_frameworks_own(self, script, caplog):
         """Where nobody has added the middleware they run in the app call, and one warning says so."""
         gc.collect()  # a supervisor of another test may still be there to ask
+        caplog.clear()  # and have something to say
         client = Client(self.app(None, [(script.work, ("first",)), (script.work, ("second",))]))
         for _ in range(2):
             assert (await client.get("/")).body == b"now"

@@ -223,7 +223,7 @@ class TestThreads:
     def test_work_after_the_shutdown(self):
         """Threads that were shut down take nothing more."""
         threads = DaemonThreads(1)
-        assert threads.submit(lambda: 1).result(5) == 1
+        assert threads.submit(lambda: 1).result(60) == 1
         threads.shutdown()
         with pytest.raises(RuntimeError, match="these threads were shut down"):
             threads.submit(lambda: 1)
@@ -239,34 +239,34 @@ class TestThreads:
             patch.setattr(threading.Thread, "start", refused)
             threads.submit(lambda: 1)
         gate = threading.Event()
-        first = threads.submit(gate.wait, 5)
+        first = threads.submit(gate.wait, 60)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refused)
             second = threads.submit(lambda: 2)
         gate.set()
-        assert (first.result(5), second.result(5), threads._threads) == (True, 2, 1)
+        assert (first.result(60), second.result(60), threads._threads) == (True, 2, 1)
         threads.shutdown()
 
     def test_as_many_threads_as_allowed(self):
         """No more threads are started than allowed; the rest waits."""
         threads = DaemonThreads(2)
         gate = threading.Event()
-        futures = [threads.submit(gate.wait, 5) for _ in range(5)]
+        futures = [threads.submit(gate.wait, 60) for _ in range(5)]
         assert threads._threads == 2
         gate.set()
-        assert [future.result(5) for future in futures] == [True] * 5
+        assert [future.result(60) for future in futures] == [True] * 5
         threads.shutdown()
 
     def test_a_call_that_was_cancelled(self):
         """A call that was cancelled while it waited is never made."""
         threads = DaemonThreads(1)
         gate, made = threading.Event(), []
-        first = threads.submit(gate.wait, 5)
+        first = threads.submit(gate.wait, 60)
         second = threads.submit(made.append, 1)
         assert second.cancel()
         gate.set()
-        assert first.result(5)
-        assert threads.submit(lambda: 3).result(5) == 3
+        assert first.result(60)
+        assert threads.submit(lambda: 3).result(60) == 3
         assert made == []
         threads.shutdown()
 
