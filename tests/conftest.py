@@ -5,6 +5,11 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+# A machine that stands still for a moment is no fault of an example.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 READ_ONCE = {
     "<frozen importlib._bootstrap>": {"_find_and_load"},

@@ -19,6 +19,7 @@ TOOLS = [
     "pytest-benchmark>=5.1",
     "pytest-randomly>=3.16",
     "pytest-timeout>=2.4",
+    "hypothesis>=6.120",
     "blockbuster>=1.5.24",
     "looptime>=0.4",
     "uvicorn>=0.34",

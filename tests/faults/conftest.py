@@ -22,9 +22,9 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: Any) -> Mapping[s
 
 
 @pytest.fixture(autouse=True)
-def short_drains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test that fails end soon: what is left then is not waited for 20 seconds."""
-    monkeypatch.setenv("DEFERRED_DRAIN_TIMEOUT", "5")
+def patient_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every drain a time of its own, which a machine that stands still for seconds does not use up."""
+    monkeypatch.setenv("DEFERRED_DRAIN_TIMEOUT", "30")
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from deferred import Event, Supervisor, TaskFailed, TaskHandle, TaskState
 from deferred._call import claimed
 
-LIMIT = 10_000
+TURNS = 10_000
+SECONDS = 30.0
 
 
 class BoomError(Exception):
@@ -27,13 +29,14 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def until(condition: Callable[[], object], limit: int = LIMIT) -> None:
-    """Let the loop turn until this is true, not for ever."""
-    for _ in range(limit):
-        if condition():
-            return
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until this is true, not for ever: what a thread does takes time, and not turns."""
+    begun, count = time.monotonic(), 0
+    while not condition():
+        if count >= TURNS and time.monotonic() - begun > SECONDS:
+            raise AssertionError("it did not happen")
+        count += 1
         await asyncio.sleep(0)
-    raise AssertionError("it did not happen")
 
 
 async def idle(supervisor: Supervisor) -> None:

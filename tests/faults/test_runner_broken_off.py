@@ -122,7 +122,7 @@ def elsewhere():
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(5)
+    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

@@ -210,7 +210,7 @@ async def test_work_from_where_the_loop_calls_back(kind):
             thread = threading.Thread(target=loop.call_soon_threadsafe, args=(ctx.defer, fine))
             thread.start()
             thread.join()
-            await asyncio.sleep(0.01)
+            await turns(10)
             assert len(ctx.tasks) + (kind == "wait_until") * 3 == 4
         await ctx.drained()
         assert [(handle.label, handle.state) for handle in handles] == [("mine", TaskState.SUCCEEDED)] * 3

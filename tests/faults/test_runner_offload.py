@@ -180,7 +180,7 @@ class TestThreads:
                 assert await settled(failed) == [TaskState.FAILED]
             with supervisor.context() as ctx:
                 handle = ctx.defer(ran.append, "next")
-            await asyncio.wait_for(_wait(handle), 5)
+            await asyncio.wait_for(_wait(handle), 30)
         assert ran == ["next"]
 
     async def test_many(self):

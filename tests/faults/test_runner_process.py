@@ -41,7 +41,7 @@ def test_the_exit_code(error):
             async with Supervisor() as supervisor:
                 with supervisor.context() as ctx:
                     ctx.defer(bad); ctx.defer(bad_thread); ctx.wait_until(bad())
-                await ctx.drained()
+                await ctx.drained(30)
             print(supervisor.stats().failed)
         asyncio.run(main())
         sys.exit(7)
@@ -99,10 +99,10 @@ def test_the_end_of_asyncio_run():
     "work",
     [
         (
-            "async def work():\n    while True:\n        try:\n            await asyncio.sleep(1000)\n"
+            "async def work():\n    begun.set()\n    while True:\n        try:\n            await asyncio.sleep(1000)\n"
             "        except asyncio.CancelledError:\n            pass\n"
         ),
-        "def work():\n    threading.Event().wait()\n",
+        "def work():\n    begun.set()\n    threading.Event().wait()\n",
     ],
     ids=["ignores every cancel", "blocks its thread"],
 )
@@ -113,12 +113,13 @@ def test_what_will_not_end(work):
             async with Supervisor(cancel_grace=0.1) as supervisor:
                 with supervisor.context() as ctx:
                     ctx.defer(work)
-                await asyncio.sleep(0.05)
+                while not begun.is_set():
+                    await asyncio.sleep(0.01)
                 print(len((await supervisor.drain()).abandoned))
         asyncio.run(main())
         sys.exit(4)
     """
-    out, err = run(work + textwrap.dedent(script), code=4)
+    out, err = run("begun = threading.Event()\n" + work + textwrap.dedent(script), code=4)
     assert out.strip() == "1"
     assert "abandoned 'work'" in err
 
