@@ -33,11 +33,11 @@ def keep_running(listener: socket.socket) -> int:
         The child's exit code.
     """
     child: subprocess.Popen[bytes] | None = None
-    told = False
+    told: int | None = None
 
     def hand_on(signum: int, _frame: FrameType | None) -> None:
         nonlocal told
-        told = True
+        told = signum
         if child is not None:
             child.send_signal(signum)
 
@@ -46,13 +46,18 @@ def keep_running(listener: socket.socket) -> int:
     while True:
         started = time.monotonic()
         child = _start(listener)
+        if told is not None:  # while there was nobody to hand it on to
+            child.send_signal(told)
         code = child.wait()
         if child.stdin is not None:
             child.stdin.close()
-        if code != -signal.SIGKILL or told:
-            return code if code >= 0 else 128 - code
+        if code != -signal.SIGKILL or told is not None:
+            break
         print("The app was killed; it is started again.", file=sys.stderr, flush=True)
         time.sleep(max(0.0, QUICK - (time.monotonic() - started)))
+        if told is not None:
+            break
+    return code if code >= 0 else 128 - code
 
 
 def inherited(arguments: list[str], name: str = LISTENER) -> socket.socket | None:

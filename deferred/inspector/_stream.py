@@ -82,14 +82,19 @@ class Streams:
         encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         self._open += 1
         gone = asyncio.ensure_future(_until_gone(receive))
+        until = asyncio.get_running_loop().time() + LENGTH + PATIENCE
+
+        async def hand(message: dict[str, Any]) -> None:
+            async with asyncio.timeout_at(until):  # the reader's fault alone: a loop that was blocked cuts nothing
+                await send(message)
+
         try:
-            async with asyncio.timeout(LENGTH + PATIENCE):
-                await send({"type": "http.response.start", "status": 200, "headers": encoded})
-                await send({"type": "http.response.body", "body": f"retry: {RETRY}\n\n".encode(), "more_body": True})
-                with self._recorder.watched():
-                    await self._tell(send, since, gone)
-                if not gone.done():
-                    await send({"type": "http.response.body", "body": b""})
+            await hand({"type": "http.response.start", "status": 200, "headers": encoded})
+            await hand({"type": "http.response.body", "body": f"retry: {RETRY}\n\n".encode(), "more_body": True})
+            with self._recorder.watched():
+                await self._tell(hand, since, gone)
+            if not gone.done():
+                await hand({"type": "http.response.body", "body": b""})
         except TimeoutError:
             logger.info("a page that takes nothing of its stream was given up")
         finally:

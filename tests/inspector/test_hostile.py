@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import pytest
 
@@ -14,6 +15,14 @@ from tests.inspector.support import PREFIX, App, ask, marathon, opened, the_requ
 from tests.inspector.test_recorder import fail, nothing
 from tests.inspector.test_stored import Shop
 
+STREAM = {
+    "type": "http",
+    "method": "GET",
+    "path": "/api/stream",
+    "query_string": b"",
+    "headers": [(b"host", b"127.0.0.1")],
+    "client": ("127.0.0.1", 1),
+}
 HALF = "file-\udcff<b>\x1b[31m\u202e\x00"
 """A file name of another encoding, as Python gives it, and whatever else a terminal or a page could take amiss."""
 
@@ -224,19 +233,30 @@ async def test_a_reader_that_takes_nothing_is_given_up(app, client, kind, caplog
         if message["type"] == kind:
             await asyncio.Event().wait()
 
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": "/api/stream",
-        "query_string": b"",
-        "headers": [(b"host", b"127.0.0.1")],
-        "client": ("127.0.0.1", 1),
-    }
     began = asyncio.get_running_loop().time()
-    await app.inspector(scope, receive, send)
+    await app.inspector(STREAM, receive, send)
     assert asyncio.get_running_loop().time() - began == pytest.approx(LENGTH + PATIENCE)
     assert app.inspector._streams._open == 0
     assert "given up" in caplog.text
+
+
+async def test_a_loop_that_was_blocked_is_not_its_readers_fault(app, caplog, monkeypatch):
+    """A stream that takes longer than its reader may, because the loop stood still, ends as others do."""
+    caplog.set_level(logging.INFO, "deferred.inspector")
+    monkeypatch.setattr(_stream, "LENGTH", 0.1)
+    monkeypatch.setattr(_stream, "PATIENCE", 0.1)
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    asyncio.get_running_loop().call_later(0.05, time.sleep, 0.5)
+    await app.inspector(STREAM, receive, send)
+    assert sent[-1] == {"type": "http.response.body", "body": b""}
+    assert "given up" not in caplog.text
 
 
 @pytest.mark.looptime
