@@ -55,18 +55,19 @@ class TokenBuckets:
 class RegistrationLimits:
     """The two rates of the registration routes. They live as long as the app."""
 
-    def __init__(self, per_minute: int | None) -> None:
+    def __init__(self, per_minute: int | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Set the rates.
 
         Args:
             per_minute: Registrations a minute from one peer; 0 switches both rates off. None is the
                 default rate, from which peers on the loopback interface are exempt: one's own
                 tools, and load tests.
+            clock: Monotonic seconds.
         """
         rate = DEFAULT_RATE_LIMIT if per_minute is None else per_minute
         self._exempts_loopback = per_minute is None
-        self._peers = TokenBuckets(rate) if rate else None
-        self._addresses = TokenBuckets(min(rate, PER_ADDRESS)) if rate else None
+        self._peers = TokenBuckets(rate, clock=clock) if rate else None
+        self._addresses = TokenBuckets(min(rate, PER_ADDRESS), clock=clock) if rate else None
 
     def peer(self, host: str) -> int:
         """Count one request of a peer; return 0, or the seconds it has to wait."""

@@ -54,7 +54,8 @@ class App:
         self.process = process
         self.output = output
         self.url = output.url
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        # No connection is kept: the server closes an idle one after as many seconds as httpx would use it again.
+        self.client = httpx.Client(base_url=self.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
     def register(self, route, **changes):
         """Post a registration; return the answer."""
@@ -128,7 +129,8 @@ class Outside:
     def mails(self, what="answered"):
         """Return the mails that it has answered, or those that ``"came"``."""
         file = self.folder / what
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be half written
 
 
 @pytest.fixture
@@ -234,7 +236,10 @@ def test_the_outbox_survives_a_kill(tmp_path):
     assert [file.name for file in (tmp_path / "var").glob("*outbox*")] == ["marathon.db-outbox.jsonl"]
 
     with running(tmp_path) as app:
-        assert app.client.get("/dev/outbox").json() == [mail]
+        first, *again = app.client.get("/dev/outbox").json()
+        assert first == mail
+        # A job that was not yet noted as done is delivered again, with the same mail.
+        assert {other["message_id"] for other in again} <= {mail["message_id"]}
         assert app.stop()[0] == 0
     assert not list((tmp_path / "var").glob("*outbox*"))
 
@@ -288,7 +293,7 @@ def test_the_outbox_and_the_runners_that_are_kept(tmp_path):
 
 def test_the_embedded_mailbox_outlives_the_drain(tmp_path):
     """B32: Mail that waits at SIGTERM still finds the embedded mail server open."""
-    with running(tmp_path, MARATHON_DEMO_DELAYS="mail=300") as app:
+    with running(tmp_path, MARATHON_DEMO_DELAYS="mail=3000") as app:
         app.register("waituntil")
         code, output = app.stop()
 
@@ -382,7 +387,7 @@ def test_a_thousand_connections_leave_nothing_behind(tmp_path, request):
                 connection.sendall((b"", text[:20], text)[number % 3])
             for connection in connections[2::3]:
                 assert connection.recv(12) == b"HTTP/1.1 200"
-            assert len(list(descriptors.iterdir())) >= before + 1000
+            assert len(list(descriptors.iterdir())) >= before + 600  # the server may have closed those it answered
             assert app.register("waituntil").status_code == 201
         wait_for(lambda: app.client.get("/dev/outbox").json())
         wait_for(lambda: len(list(descriptors.iterdir())) <= before + 10)

@@ -55,7 +55,7 @@ def test_the_number_of_buckets_is_bounded():
 
 def test_without_a_setting_loopback_is_exempt():
     """E22: By default other peers have 600 a minute and an address ten, and loopback has no limit."""
-    limits = RegistrationLimits(None)
+    limits = RegistrationLimits(None, clock=Clock())
 
     for host in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "", "testclient"):
         assert {limits.peer(host) for _ in range(2000)} == {0}
@@ -66,7 +66,7 @@ def test_without_a_setting_loopback_is_exempt():
 
 def test_a_setting_holds_for_everybody():
     """E22: A rate that was asked for holds on loopback too."""
-    limits = RegistrationLimits(5)
+    limits = RegistrationLimits(5, clock=Clock())
 
     assert [limits.peer("127.0.0.1") for _ in range(6)] == [0] * 5 + [12]
     assert [limits.address("127.0.0.1", "ada@example.com") for _ in range(6)].count(0) == 5

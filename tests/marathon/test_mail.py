@@ -13,7 +13,9 @@ from marathon_app.settings import MailServer
 from tests.marathon.support import listen, registration, smtp, tls_client, tls_server, until
 
 WRITER = LetterWriter("registration@marathon.example")
-BRIEF = MailTimeouts(connect=0.2, command=0.2, content=0.2)
+PATIENT = MailTimeouts(connect=30, command=30, content=30)
+BRIEF = MailTimeouts(connect=0.2, command=0.2, content=0.2)  # where silence is what is tried
+BRIEF_AT_THE_END = MailTimeouts(connect=30, command=30, content=0.2)
 
 
 def letter(email="ada@example.com"):
@@ -21,9 +23,9 @@ def letter(email="ada@example.com"):
     return WRITER.confirmation(registration(email=email).runner())
 
 
-async def failing(server, **options):
+async def failing(server, *, timeouts=PATIENT, **options):
     """Send a mail that must fail; return the error."""
-    mailer = Mailer(server, timeouts=BRIEF, **options)
+    mailer = Mailer(server, timeouts=timeouts, **options)
     with pytest.raises((MailNotSentError, NonRetryableError)) as caught:
         await mailer.send(letter())
     assert caught.value.__cause__ is not None
@@ -94,7 +96,8 @@ async def test_a_hang_after_the_content_is_uncertain(faulty):
     """E06: A server that hangs once it has the mail is given up, and known to be ambiguous."""
     faulty.after_data = "hang"
 
-    assert isinstance(await failing(faulty.server), MailUncertainError)
+    error = await failing(faulty.server, timeouts=BRIEF_AT_THE_END)
+    assert isinstance(error, MailUncertainError)
     assert len(faulty.kept) == 1
 
 
@@ -141,7 +144,7 @@ GREETING, EHLO, OK, GO = b"220 hi\r\n", b"250 hi\r\n", b"250 OK\r\n", b"354 go\r
 async def test_silence_before_the_content_may_be_tried_again(said, then):
     """E04, E06: A hang, reset or close at any stage before the content is retryable, not ambiguous."""
     async with listen(script(*said, then=then)) as port:
-        error = await failing(MailServer(host="127.0.0.1", port=port))
+        error = await failing(MailServer(host="127.0.0.1", port=port), timeouts=BRIEF if then == "hang" else PATIENT)
 
     assert type(error) is MailNotSentError
 
@@ -149,8 +152,9 @@ async def test_silence_before_the_content_may_be_tried_again(said, then):
 @pytest.mark.parametrize("then", ["hang", "reset", "close"])
 async def test_silence_after_the_content_is_uncertain(then):
     """E05, E06: From DATA on a hang, reset or close is ambiguous."""
+    timeouts = BRIEF_AT_THE_END if then == "hang" else PATIENT
     async with listen(script(GREETING, EHLO, OK, OK, GO, then=then)) as port:
-        error = await failing(MailServer(host="127.0.0.1", port=port))
+        error = await failing(MailServer(host="127.0.0.1", port=port), timeouts=timeouts)
 
     assert isinstance(error, MailUncertainError)
 
@@ -170,7 +174,7 @@ async def test_silence_after_the_content_is_uncertain(then):
 async def test_a_garbled_reply_is_an_error_and_not_a_hang(garbled):
     """E18: What is no SMTP reply, or far too much of one, is a retryable error."""
     async with listen(script(GREETING, EHLO, garbled)) as port:
-        error = await failing(MailServer(host="127.0.0.1", port=port))
+        error = await failing(MailServer(host="127.0.0.1", port=port), timeouts=BRIEF)
 
     assert type(error) is MailNotSentError
     assert len(str(error)) < 400
@@ -253,7 +257,7 @@ async def test_a_login_that_is_right(excluded):
 async def test_a_refused_login_is_tried_once_and_not_again(caplog):
     """E09: After one 535 no login is tried for a minute: each mail fails at once, and one alert is logged."""
     async with smtp(login=("ada", "wrong")) as server:
-        mailer = Mailer(server.server, timeouts=BRIEF)
+        mailer = Mailer(server.server, timeouts=PATIENT)
         for _ in range(20):
             with pytest.raises(NonRetryableError):
                 await mailer.send(letter())

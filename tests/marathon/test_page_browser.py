@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.marathon.test_end_to_end import running
+from tests.marathon.test_end_to_end import running, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
@@ -161,13 +161,21 @@ def test_a_refusing_mail_server(open_page):
     assert barriers(page) == []
 
 
-def test_a_mail_server_that_says_later(open_page):
+def test_a_mail_server_that_says_later(open_page, app):
     """Each attempt is a bar, and the wait before the next one is hatched."""
     page = open_page()
     page.check("input[value=later]")
-    page.click("#one-click")
+    with page.expect_request(lambda asked: "marathon-waituntil" in asked.url) as asked:
+        page.click("#one-click")
+    ids = {"ids": asked.value.headers["marathon-run"]}
+
+    def attempts():
+        runs = app.client.get("/dev/timeline", params=ids).json()["runs"]
+        return [segment for run in runs for row in run["rows"] for segment in row["segments"] if segment.get("failed")]
+
+    wait_for(attempts)
+    app.client.post("/dev/mail-server", json={"mode": "ok"})  # before its last attempt, however slow the browser is
     page.wait_for_selector("#waituntil .bar.backoff")
-    page.check("input[value=ok]")
     page.wait_for_selector("#all[aria-disabled=false]")
 
     _, _, mail = bars(page, "waituntil")
@@ -198,7 +206,7 @@ def test_nobody_waits_for_the_last_attempt(open_page):
 def test_what_a_kill_leaves(open_page, app):
     """Killed after the answers, the process has lost the mails that were in memory; it is back by itself."""
     page = open_page()
-    page.check("input[value=slow]")
+    page.check("input[value=hang]")
     press(page, "#kill")
 
     verdict = page.locator("#verdict").inner_text()
