@@ -153,6 +153,12 @@ insert into @log (job_id, status, entrypoint, priority) select id, 'successful',
     "known": """
 select headers->'deferred'->>'id' as id from @queue where headers->'deferred'->>'id' = any($1::text[])
 """,
+    # Its own text may be cut short where it is shown.
+    "end": """
+select count(pg_terminate_backend(pid)) from pg_stat_activity
+where pid = $1 and datname = current_database() and usename = session_user and state = 'active' and query <> ''
+    and exists (select from unnest($2::text[]) storing where starts_with(storing, query))
+""",
     "live": """
 select headers->'deferred'->>'id' as id from @queue where dedupe_key = $1 and status in ('queued', 'picked')
 """,

@@ -43,6 +43,8 @@ CUT: tuple[type[Exception], ...] = (
 )
 """What is raised where a connection was lost while it was used, or before that and unnoticed."""
 
+_ENDING = 5.0
+"""Seconds that a backend has to end when it is told to; 0.05 are between two looks whether it has."""
 COMMAND_TIMEOUT = 30.0
 """Seconds: what takes longer than this is a database that is gone, not one that is slow."""
 
@@ -198,9 +200,14 @@ class PostgresEngine:
             async with self._turns.of(connection):
                 return await self._insert(await self._join(connection), jobs)
         conflicts, cut = 0, False
+        before: int | None = None
         while True:
+            backend = None
             try:
                 async with pool.acquire(timeout=self._connect_timeout) as own:
+                    backend = own.get_server_pid()
+                    if before is not None:
+                        await self._end(own, before)
                     return await self._store(own, jobs, perhaps_there=cut)
             except CONFLICTS:
                 conflicts += 1
@@ -210,8 +217,25 @@ class PostgresEngine:
                 # Whether it was stored nobody has said. A second cut is the caller's to know of.
                 if cut:
                     raise
-                cut = True
+                cut, before = True, backend
                 await pool.expire_connections()
+
+    async def _end(self, connection: Any, backend: int) -> None:
+        """End what a connection that was cut is still storing: it would be committed after it was looked for.
+
+        Behind a pooler the number is not that of a backend, and may be another's: only one that is
+        storing just now is ended, which stores it anew then.
+        """
+        storing = [self._sql["insert"], "COMMIT;"]
+        until = asyncio.get_running_loop().time() + _ENDING
+        while await connection.fetchval(self._sql["end"], backend, storing):
+            if asyncio.get_running_loop().time() >= until:
+                message = (
+                    f"a connection was cut while it stored a job, and PostgreSQL's process {backend} goes on with it "
+                    f"after {_ENDING:g} s: whether the job is stored nobody can say yet"
+                )
+                raise TimeoutError(message)
+            await asyncio.sleep(0.05)
 
     async def _store(self, connection: Any, jobs: Sequence[Job], *, perhaps_there: bool) -> list[str]:
         """Store the jobs in a transaction of their own; what is there from a try before is not stored twice."""

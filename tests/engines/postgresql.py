@@ -31,6 +31,7 @@ class Proxy:
         self.delay = 0.0  # seconds, each way
         self.swallow = b""  # what holds this, sent by a client, cuts its connection
         self.forwards = False  # whether PostgreSQL is given it, and only the answer is lost
+        self.impatient = asyncio.Event()  # set: it is cut before PostgreSQL has answered
         self.times = 1  # how often
         self.cuts = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,7 +77,7 @@ class Proxy:
                 if self.forwards:
                     target.write(data)
                     await target.drain()
-                    await asyncio.sleep(0.1)  # in which PostgreSQL does it
+                    await self.impatient.wait()  # PostgreSQL's answer ends this too
                 return
             target.write(data)
             await target.drain()

@@ -18,9 +18,11 @@ class Child:
         self.code, self.told = code, []
 
     def wait(self):
+        """End, with that code or by what it was told."""
         return -self.told[0] if self.told else self.code
 
     def send_signal(self, signum):
+        """Note it."""
         self.told.append(signum)
 
 
