@@ -138,15 +138,23 @@ async def replays_the_dead_once(bench: Bench) -> None:
 async def delays(bench: Bench) -> None:
     """A delayed job is not delivered early; one stored later without delay overtakes it."""
     async with bench.engine() as engine:
-        late, soon = job("late", delay=0.7), job("soon")
-        stored = time.monotonic()
-        await engine.enqueue([late])
-        await engine.enqueue([soon])
-        async with Server(engine) as server:
-            expect([delivery.name for delivery in await server.all(2)], ["soon", "late"], "the order")
-            waited = time.monotonic() - stored
-            await until_settled(engine)
-        expect(waited >= 0.69, True, f"a delay of 0.7 s, delivered after {waited:.3f} s, is not early")
+        for delay in (0.7, 3.0, 12.0):
+            late, soon = job("late", delay=delay), job("soon")
+            stored = time.monotonic()
+            await engine.enqueue([late])
+            await engine.enqueue([soon])
+            async with Server(engine) as server:
+                found = [(await server.next()).name]
+                first = time.monotonic() - stored
+                found.append((await server.next()).name)
+                waited = time.monotonic() - stored
+                await until_settled(engine)
+            expect(waited >= delay - 0.01, True, f"a delay of {delay} s, delivered after {waited:.3f} s, is not early")
+            if first < delay:  # else both were due, and either may be the first
+                expect(found, ["soon", "late"], "the order")
+                return
+    message = f"a job without delay was delivered {first:.3f} s after it was stored"
+    raise AssertionError(message)
 
 
 async def dedupes(bench: Bench) -> None:
@@ -304,9 +312,10 @@ async def outlives_a_cancelled_handle(bench: Bench) -> None:
 async def keeps_a_lease(bench: Bench) -> None:
     """A delivery that takes longer than the lease is not delivered to another.
 
-    On a machine that is too busy to renew a lease in time the engine cancels what it holds, which
-    is delivered again: then it is tried anew.
+    On a machine that is too busy to renew a lease in time, or stands still, the engine cancels what it
+    holds, or its verdict comes too late, and the job is delivered again: then it is tried anew.
     """
+    loop = asyncio.get_running_loop()
     for _ in range(TRIES):
         async with bench.engine() as engine, bench.engine() as other:
             await engine.enqueue([job()])
@@ -315,16 +324,19 @@ async def keeps_a_lease(bench: Bench) -> None:
             async with server:
                 await server.next()
                 async with Server(other) as rival:
+                    began = loop.time()
                     await asyncio.sleep(2.5 * bench.lease)
-                    if not server.lost:
+                    stood_still = loop.time() - began > 2.75 * bench.lease
+                    if not server.lost and not stood_still:
                         expect(rival.delivered.qsize(), 0, "deliveries to another worker")
                     server.hold.set()
                     await until_settled(engine)
             lost = server.lost + rival.lost
-            expect(server.delivered.qsize() + rival.delivered.qsize(), lost, "deliveries of what was not lost")
-        if not lost:
+            if not stood_still:
+                expect(server.delivered.qsize() + rival.delivered.qsize(), lost, "deliveries of what was not lost")
+        if not lost and not stood_still:
             return
-    message = f"a delivery that takes longer than the lease was cancelled {TRIES} times in a row"
+    message = f"a delivery that takes longer than the lease was cancelled, or came too late, {TRIES} times in a row"
     raise AssertionError(message)
 
 

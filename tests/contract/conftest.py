@@ -31,14 +31,14 @@ def errors():
 @pytest.fixture
 async def supervisor(errors):
     """Give an open supervisor, drained afterwards."""
-    async with Supervisor(on_error=errors.append, drain_timeout=5) as supervisor:
+    async with Supervisor(on_error=errors.append, drain_timeout=60) as supervisor:
         yield supervisor
 
 
 @pytest.fixture
 async def watched(errors, told):
     """Give an open supervisor whose every event goes to `told`."""
-    async with Supervisor(on_error=errors.append, hooks=[told.append], drain_timeout=5) as supervisor:
+    async with Supervisor(on_error=errors.append, hooks=[told.append], drain_timeout=60) as supervisor:
         yield supervisor
 
 

@@ -86,7 +86,7 @@ async def test_a_synchronous_callable_runs_in_a_thread_with_its_variables(superv
 
     def work():
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
         seen.append((threading.current_thread() is threading.main_thread(), variable.get()))
         variable.set("changed")
 

@@ -9,6 +9,7 @@ from deferred.engines.sqlite import SQLiteEngine
 from deferred.engines.testing import Bench
 
 LEASE = 1.0
+PATIENT = 30.0  # a lease that a machine which stands still for seconds does not end
 
 
 def make_memory(_: str) -> MemoryEngine:
@@ -21,7 +22,12 @@ def make_sqlite(path: str) -> SQLiteEngine:
     return SQLiteEngine(path, lease=LEASE, poll=0.02)
 
 
-def sqlite_bench(path) -> Bench:
+def make_patient_sqlite(path: str) -> SQLiteEngine:
+    """Return an engine whose lease is long."""
+    return SQLiteEngine(path, lease=PATIENT, poll=0.02)
+
+
+def sqlite_bench(path, *, patient: bool = False) -> Bench:
     """Return where SQLiteEngine is tested."""
 
     @contextlib.asynccontextmanager
@@ -35,15 +41,21 @@ def sqlite_bench(path) -> Bench:
         ):
             yield connection
 
-    return Bench(factory="tests.engines.benches:make_sqlite", argument=str(path), lease=LEASE, transaction=transaction)
+    made, lease = ("make_patient_sqlite", PATIENT) if patient else ("make_sqlite", LEASE)
+    return Bench(factory=f"tests.engines.benches:{made}", argument=str(path), lease=lease, transaction=transaction)
 
 
 def make_postgres(url: str) -> PostgresEngine:
     """Return an engine whose lease is short."""
-    return PostgresEngine(url, lease=LEASE, poll=0.5)
+    return PostgresEngine(url, lease=LEASE, poll=0.5, connect_timeout=30.0)
 
 
-def postgres_bench(url) -> Bench:
+def make_patient_postgres(url: str) -> PostgresEngine:
+    """Return an engine whose lease is long."""
+    return PostgresEngine(url, lease=PATIENT, poll=0.5, connect_timeout=30.0)
+
+
+def postgres_bench(url, *, patient: bool = False) -> Bench:
     """Return where PostgresEngine is tested."""
 
     @contextlib.asynccontextmanager
@@ -53,7 +65,8 @@ def postgres_bench(url) -> Bench:
         async with Database(url) as database, database.connection() as connection, connection.transaction():
             yield connection
 
-    return Bench(factory="tests.engines.benches:make_postgres", argument=url, lease=LEASE, transaction=transaction)
+    made, lease = ("make_patient_postgres", PATIENT) if patient else ("make_postgres", LEASE)
+    return Bench(factory=f"tests.engines.benches:{made}", argument=url, lease=lease, transaction=transaction)
 
 
 def memory_bench() -> Bench:

@@ -118,12 +118,12 @@ BROKEN = {
     _Backward: ("lists_the_dead", "the order of dead letters"),
     _Grudging: ("dedupes", "the id of a key whose job is dead"),
     _Blunt: ("keeps_queues_apart", "how many wait in two of three queues"),
-    _Lonely: ("bounds_concurrency", "delivery 2 of 3"),
+    _Lonely: ("bounds_concurrency", "delivery . of 3: it has not happened"),
     _Idle: ("stops", "the depth while a job runs"),
     _Renewing: ("outlives_a_raising_handle", "the notes"),
     _Twofold: ("keeps_a_lease", "deliveries of what was not lost"),
-    _Lax: ("keeps_a_lease", "cancelled 3 times in a row"),
-    _Losing: ("outlives_a_cancelled_handle", "delivery 2 of 2"),
+    _Lax: ("keeps_a_lease", "3 times in a row"),
+    _Losing: ("outlives_a_cancelled_handle", "delivery . of 2: it has not happened"),
 }
 
 
@@ -135,8 +135,9 @@ def make(name):
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
 async def test_a_broken_promise_is_found_and_named(kind, monkeypatch):
     """A check of the suite fails on an engine that breaks what it asks for, and says what that is."""
-    monkeypatch.setattr(_bench, "PATIENCE", 0.5)
     name, words = BROKEN[kind]
+    if "not happened" in words:
+        monkeypatch.setattr(_bench, "PATIENCE", 0.5)
     check = next(check for check in CHECKS if check.__name__ == name)
     with pytest.raises(AssertionError, match=words):
         await check(Bench(factory=f"{__name__}:make", argument=kind.__name__, lease=0.1))

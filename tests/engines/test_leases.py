@@ -270,7 +270,7 @@ async def test_a_stolen_job_is_cancelled_and_delivered_again(pair, verdict, capl
 
 async def test_a_worker_without_its_database_stops_in_time(postgres_url):
     """A worker that can no longer reach its database has ended its work when another begins it. D41."""
-    near = PostgresEngine(postgres_url, lease=2.0, poll=0.3)
+    near = PostgresEngine(postgres_url, lease=6.0, poll=0.3)
     await near.setup()
     await near.enqueue([job()])
     begun, cancelled = asyncio.Event(), asyncio.Event()
@@ -287,7 +287,7 @@ async def test_a_worker_without_its_database_stops_in_time(postgres_url):
     stop = asyncio.Event()
     async with asyncio.timeout(30):
         async with Proxy(postgres_url) as proxy:
-            far = PostgresEngine(proxy.url, lease=2.0, poll=0.3, connect_timeout=0.5)
+            far = PostgresEngine(proxy.url, lease=6.0, poll=0.3, connect_timeout=0.5)
             serving = asyncio.create_task(far.serve(handle, queues=["deferred"], concurrency=2, stop=stop))
             await begun.wait()
             proxy.delay = 3600.0

@@ -175,7 +175,7 @@ async def test_a_database_that_is_down_is_an_error_in_time(engine, postgres_serv
     await engine.enqueue([job()])
     postgres_server.stop()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for jobs in ([job()], [job(), job(key="k")]):
                 with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
                     await engine.enqueue(jobs)
@@ -350,7 +350,7 @@ async def test_rows_that_were_written_over_are_dead_letters(engine, postgres_url
         await connection.execute(change % """headers->'deferred' || '{"headers": 1}'""")
         async with Worker(engine) as worker:
             assert (await worker.next()).id == "2"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not (await engine.depth()).dead:
                     await asyncio.sleep(0.01)
         (letter,) = await engine.dead()
@@ -385,7 +385,7 @@ async def test_a_key_is_free_when_its_job_is_dead(engine):
 
 async def until_waiting(connection):
     """Wait until somebody waits for a lock."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await connection.fetchval("select count(*) from pg_locks where not granted"):
             await asyncio.sleep(0.01)
 

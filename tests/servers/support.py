@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = dict(os.environ)  # before any test has changed it; servers start in threads beside them
 PATIENCE = 90.0  # seconds for a process to do what it is asked to; only a broken one needs them
 APP = "tests.servers.app:asgi"
 
@@ -60,7 +61,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", command, *(word.format(socket=self.socket) for word in arguments), *flags],
             cwd=ROOT,
-            env={**os.environ, "SERVERS_FOLDER": str(folder), "PYTHONUNBUFFERED": "1", **environment},
+            env={**ENVIRONMENT, "SERVERS_FOLDER": str(folder), "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=subprocess.STDOUT,

@@ -60,7 +60,7 @@ def test_a_hanging_request_is_cancelled(kind, flags):
 
 def test_a_server_is_killed_with_a_request_that_hangs():
     """C10: gunicorn kills what hangs; before, the log has named what is lost with it."""
-    with running("gunicorn", "--graceful-timeout", "4", SERVERS_DRAIN="1", SERVERS_GRACE="0.5") as server:
+    with running("gunicorn", "--graceful-timeout", "20", SERVERS_DRAIN="1", SERVERS_GRACE="0.5") as server:
         hanging = server.ask("/hang")
         server.get("/long", kinds=1)
         server.wait_until_noted("hanging", "started endless_job")
@@ -103,7 +103,7 @@ def test_a_client_that_is_gone_with_the_last_byte(kind):
 def test_a_request_on_its_way_is_answered_and_no_further_one():
     """SN-09: after the signal uvicorn takes no new connection, answers what it has, and its work is drained."""
     with running("uvicorn") as server:
-        answering = server.ask("/slow?name=late&seconds=2")
+        answering = server.ask("/slow?name=late&seconds=6")
         server.wait_until_noted("slow late")
         server.tell()
         wait_for(lambda: _refused(server), server.story)
