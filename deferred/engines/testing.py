@@ -137,6 +137,7 @@ async def replays_the_dead_once(bench: Bench) -> None:
 
 async def delays(bench: Bench) -> None:
     """A delayed job is not delivered early; one stored later without delay overtakes it."""
+    first = 0.0
     async with bench.engine() as engine:
         for delay in (0.7, 3.0, 12.0):
             late, soon = job("late", delay=delay), job("soon")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import MutableMapping
 from typing import Any
 
 import msgspec
@@ -84,7 +85,7 @@ class Streams:
         gone = asyncio.ensure_future(_until_gone(receive))
         until = asyncio.get_running_loop().time() + LENGTH + PATIENCE
 
-        async def hand(message: dict[str, Any]) -> None:
+        async def hand(message: MutableMapping[str, Any]) -> None:
             async with asyncio.timeout_at(until):  # the reader's fault alone: a loop that was blocked cuts nothing
                 await send(message)
 
