@@ -146,9 +146,10 @@ def test_a_thread_that_is_gone(heard):
 
 def test_a_loop_that_is_closed_while_it_is_blocked(heard):
     """The watchdog of a loop that never turns again waits for it no longer than it is open."""
-    loop = asyncio.new_event_loop()
+    loop = mock.Mock()  # what it is asked it never does
+    loop.is_closed.side_effect = [False, True]
+    loop.call_soon_threadsafe.side_effect = [None, RuntimeError("Event loop is closed")]
     Watchdog(loop, THRESHOLD)
-    heard.wait_for("the event loop is blocked")
-    loop.close()
     list(map(threading.Thread.join, watching()))
+    assert heard.about("the event loop is blocked")
     assert heard.about("turns again") is None
