@@ -69,57 +69,56 @@ HELD = """
 create function held() returns trigger language plpgsql as
     $$ begin perform pg_advisory_xact_lock_shared(1); return null; end $$;
 create constraint trigger held after insert on pgqueuer deferrable initially deferred for each row
-    execute function held()
+    execute function held();
+select pg_advisory_lock(1)
 """
 """Has whoever stores wait, at the very end, for who holds the lock."""
 
 
-@pytest.mark.parametrize("keys", [(None,), (None, None)])
-async def test_a_job_that_is_still_being_stored_is_stored_once(engine, postgres_url, keys):
-    """A connection cut while PostgreSQL waits with the job: that one is ended before it is stored anew. D17."""
-    jobs = [job(key=key) for key in keys]
-    async with Proxy(postgres_url) as proxy, connected(postgres_url) as other:
+@contextlib.asynccontextmanager
+async def held_up(url, swallow):
+    """Give an engine whose jobs PostgreSQL waits with, its proxy, which cuts it then, and who has them wait."""
+    async with Proxy(url) as proxy, connected(url) as other:
         far = PostgresEngine(proxy.url)
         await far.setup()
         await other.execute(HELD)
-        async with other.transaction():
-            await other.execute("select pg_advisory_xact_lock(1)")
-            proxy.forwards = True
-            proxy.swallow = jobs[0].id.encode() if len(jobs) == 1 else b"COMMIT"
-            storing = asyncio.create_task(far.enqueue(jobs))
-            first = await waiting(other)
-            proxy.impatient.set()
-            second = await waiting(other, first)
-            assert second != first
-        assert await storing == [each.id for each in jobs]
+        proxy.forwards, proxy.swallow = True, swallow
+        yield far, proxy, other
         await far.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_job_that_is_still_being_stored_is_stored_once(engine, postgres_url, count):
+    """A connection cut while PostgreSQL waits with the job: that one is ended before it is stored anew. D17."""
+    jobs = [job() for _ in range(count)]
+    # What stores one job is a transaction by itself; of several the commit waits.
+    async with held_up(postgres_url, jobs[0].id.encode() if count == 1 else b"COMMIT") as (far, proxy, other):
+        storing = asyncio.create_task(far.enqueue(jobs))
+        first = await waiting(other)
+        proxy.impatient.set()
+        await waiting(other, first)
+        await other.execute("select pg_advisory_unlock(1)")
+        assert await storing == [each.id for each in jobs]
         assert proxy.cuts == 1
-    assert (await engine.depth()).waiting == len(jobs)
+    assert (await engine.depth()).waiting == count
 
 
 async def test_a_backend_that_does_not_end_is_told_of(engine, postgres_url, monkeypatch):
     """Where what was cut goes on storing nothing is stored anew: the caller is told that nobody knows. D17."""
     monkeypatch.setattr("deferred.engines.postgres._ENDING", 0)
-    async with Proxy(postgres_url) as proxy, connected(postgres_url) as other:
-        far = PostgresEngine(proxy.url)
-        await far.setup()
-        await other.execute(HELD)
-        async with other.transaction():
-            await other.execute("select pg_advisory_xact_lock(1)")
-            proxy.forwards, proxy.swallow = True, b"deferred"
-            storing = asyncio.create_task(far.enqueue([job()]))
-            backend = await waiting(other)
-            os.kill(backend, signal.SIGSTOP)
-            try:
-                proxy.impatient.set()
-                with pytest.raises(TimeoutError, match=f"process {backend} goes on with it"):
-                    await storing
-            finally:
-                os.kill(backend, signal.SIGCONT)
-            async with asyncio.timeout(30):  # it was told to end, and does
-                while await other.fetchval("select count(*) from pg_stat_activity where pid = $1", backend):
-                    await asyncio.sleep(0.01)
-        await far.close()
+    async with held_up(postgres_url, b"deferred") as (far, proxy, other):
+        storing = asyncio.create_task(far.enqueue([job()]))
+        backend = await waiting(other)
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            proxy.impatient.set()
+            with pytest.raises(TimeoutError, match=f"process {backend} goes on with it"):
+                await storing
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        async with asyncio.timeout(30):  # it was told to end, and does
+            while await other.fetchval("select count(*) from pg_stat_activity where pid = $1", backend):
+                await asyncio.sleep(0.01)
     assert (await engine.depth()).waiting == 0
 
 
