@@ -336,7 +336,7 @@ async def test_workers_whose_clocks_are_off(engine, postgres_url, clocks):
     async with contextlib.AsyncExitStack() as stack:
         for off in (600.0, -600.0):
             OFF.set(off)  # for the worker, which has a copy of this context
-            own = PostgresEngine(postgres_url, lease=30.0, poll=0.3)
+            own = PostgresEngine(postgres_url, lease=6.0, poll=0.3)
             await own.setup()
             stack.push_async_callback(own.close)
             worker = Worker(own, answer, concurrency=10)
@@ -348,7 +348,7 @@ async def test_workers_whose_clocks_are_off(engine, postgres_url, clocks):
         assert [delivery.name for delivery in taken] == ["now", "now"]
         assert all(abs(delivery.stored_at - clocks()) < 60 for delivery in taken)
         held = [worker.running for worker in workers]
-        await asyncio.sleep(3.0)  # in which abandoned work is looked for again and again
+        await asyncio.sleep(6.5)  # more than a lease: each is renewed, and abandoned work looked for
         assert [worker.running for worker in workers] == held
         assert all(worker.delivered.empty() for worker in workers)
         for worker in workers:
